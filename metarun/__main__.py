@@ -1,0 +1,4 @@
+from metarun.app import main
+
+if __name__ == "__main__":
+    main()

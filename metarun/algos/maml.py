@@ -1,0 +1,57 @@
+"""MAML: an initialisation from which a few gradient steps solve a new task.
+
+    φ₀ = θ,  φₖ₊₁ = φₖ − α ∇L_support(φₖ)      adapt
+    ∇_θ  mean over tasks of L_query(φ_K)        meta_grad
+
+α is `inner_lr`, K is `inner_steps`. With `first_order`, φ_K depends on θ as if ∂φ_K/∂θ = I (FOMAML).
+The paper's code sums the support loss over ways; `inner_loss: sum` does so, `mean` divides by their number.
+It leaves the parameters of normalisation layers at θ; `adapt_norm: true` adapts them too.
+
+Finn, Abbeel, Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks. ICML 2017, arXiv 1703.03400.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metarun.functional import judge, last, sgd
+from metarun.net import Net, width
+from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params
+
+
+@dataclass(frozen=True)
+class MAML:
+    net: Net
+    inner_lr: float
+    inner_steps: int
+    first_order: bool
+    inner_loss: Literal["mean", "sum"]
+    adapt_norm: bool
+
+    trains_on: ClassVar[str] = "episodes"
+
+    def init(self, generator: torch.Generator) -> Params:
+        return self.net.init(generator)
+
+    def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
+        lr = self.inner_lr * (width(self.net.heads) if self.inner_loss == "sum" else 1)
+        adapted = params.keys() if self.adapt_norm else params.keys() - self.net.norm_names
+        for fast in sgd(
+            lambda fast, _: self.net.loss(fast, support), params, lr, steps, sorted(adapted), self.first_order
+        ):
+            yield self.net.given(fast, support)
+
+    def predict(self, fast: Params, x: Tensor) -> Outputs:
+        return self.net(fast, x)
+
+    def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
+        def loss(params: Params, task: Episode) -> tuple[Tensor, Metrics]:
+            fast = last(self.adapt(params, task.support, self.inner_steps))
+            return judge(self.net.heads, self.predict(fast, task.query.x), task.query.y)
+
+        return parallel.mean_grad(loss, params, episode)

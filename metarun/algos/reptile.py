@@ -1,0 +1,67 @@
+"""Reptile: move the initialisation towards what each task's training arrives at.
+
+    φ₀ = θ,  φₖ₊₁ = inner optimiser's step on the k-th mini-batch of the support set      adapt
+    gradient for the outer optimiser: mean over tasks of θ − φ_K                           meta_grad
+
+K is `inner_steps`; the outer step ε is `optim.lr` (SGD, from 1 to 0 in the paper). No second derivatives.
+`inner_optim: adam` is Adam with β₁ = 0. Here its second moment starts anew in each task; the paper's code keeps it
+from task to task. Mini-batches of `inner_batch` rows run through the support set shot by shot, so each holds
+every class equally often; the paper's code shuffles.
+
+Nichol, Achiam, Schulman: On First-Order Meta-Learning Algorithms. 2018, arXiv 1803.02999.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from metarun.functional import adam, judge, last, sgd
+from metarun.net import Net
+from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params
+
+
+@dataclass(frozen=True)
+class Reptile:
+    net: Net
+    inner_optim: Literal["sgd", "adam"]
+    inner_lr: float
+    inner_steps: int
+    inner_batch: int
+
+    trains_on: ClassVar[str] = "episodes"
+
+    def init(self, generator: torch.Generator) -> Params:
+        return self.net.init(generator)
+
+    def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
+        rows = len(support.x)
+        size = min(self.inner_batch, rows)
+
+        def loss(fast: Params, step: int) -> Tensor:
+            chosen = torch.arange(step * size, (step + 1) * size, device=support.x.device) % rows
+            y = {head: target[chosen] for head, target in support.y.items()}
+            return self.net.loss(fast, Batch(support.x[chosen], y))
+
+        if self.inner_optim == "adam":
+            trajectory = adam(loss, params, self.inner_lr, steps, list(params))
+        else:
+            trajectory = sgd(loss, params, self.inner_lr, steps, list(params), first_order=True)
+        for fast in trajectory:
+            yield self.net.given(fast, support)
+
+    def predict(self, fast: Params, x: Tensor) -> Outputs:
+        return self.net(fast, x)
+
+    def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
+        def move(params: Params, task: Episode) -> tuple[Params, Metrics]:
+            fast = last(self.adapt(params, task.support, self.inner_steps))
+            _, metrics = judge(self.net.heads, self.predict(fast, task.query.x), task.query.y)
+            return {name: params[name] - fast[name] for name in params}, metrics
+
+        with torch.no_grad():
+            return parallel.mean(move, params, episode)

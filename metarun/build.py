@@ -1,0 +1,86 @@
+"""The parts of a run, built from its config."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+
+from metarun.construct import construct, prepared, target_of
+from metarun.device import pick
+from metarun.net import Net
+from metarun.settings import Root, Test, Train, Val, check_bounds
+from metarun.types import Algorithm, Data, Sampler, UserError
+
+Config = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a run needs, ready to train and to test."""
+
+    root: Root
+    train: Train
+    val: Val
+    test: Test
+    device: torch.device
+    ways: int
+    data: Data
+    test_data: Data
+    net: Net
+    algo: Algorithm
+    eval_algo: Algorithm  # the same without dropout
+    sampler: Sampler
+    val_sampler: Sampler
+    test_sampler: Sampler
+
+
+def build(config: Config, test_data: Config | None) -> Parts:
+    """`test_data` is the section of another data set for the meta-test, where there is one."""
+    check_bounds(config)
+    root = construct({k: v for k, v in config.items() if not isinstance(v, dict)}, "", Root)
+    train, val, test = (construct(config[s.__name__.lower()], s.__name__.lower(), s) for s in (Train, Val, Test))
+    device = construct(config["device"], "device", pick)
+    data, other = _load(config, test_data, device)
+    kind = target_of(config["algo"], "algo")
+    ways = config["data"]["ways"]
+    test_sampler = other.episodes("test", ways, test.shots, test.queries)
+    if kind.trains_on == "episodes":
+        sampler, given = data.episodes("train", ways, train.shots, train.queries), {}
+    else:
+        sampler = data.tasks(kind.trains_on, train.shots)
+        given = {"task_heads": sampler.heads}
+    make_trunk = partial(prepared(config["backbone"], "backbone", "shape"), shape=data.shape)
+    net = Net.build(make_trunk, test_sampler.heads, root.norm_stats)
+    return Parts(
+        root=root,
+        train=train,
+        val=val,
+        test=test,
+        device=device,
+        ways=ways,
+        data=data,
+        test_data=other,
+        net=net,
+        algo=construct(config["algo"], "algo", net=net, **given),
+        eval_algo=construct(config["algo"], "algo", net=net.eval(), **given),
+        sampler=sampler,
+        val_sampler=data.episodes("val", ways, test.shots, test.queries),
+        test_sampler=test_sampler,
+    )
+
+
+def _load(config: Config, test_data: Config | None, device: torch.device) -> tuple[Data, Data]:
+    data = construct(config["data"], "data").load(device)
+    if test_data is None:
+        return data, data
+    other = construct(test_data, "test.data").load(device)
+    if other.shape != data.shape:
+        raise UserError(
+            f"test.data={config['test']['data']} has inputs of shape {list(other.shape)}, the training data "
+            f"{list(data.shape)}: a meta-test across data sets needs the same."
+        )
+    return data, other

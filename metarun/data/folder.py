@@ -1,0 +1,182 @@
+"""Your own images: a folder with one folder of images per class, dealt to train, val and test by class."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from metarun.data.cache import cached
+from metarun.data.images import Collection, ImageData, classes_by_name, decode, split_classes
+from metarun.types import UserError
+
+SPLITS = ("train", "val", "test")
+AUTO = (0.64, 0.16, 0.2)
+IGNORED = {"thumbs.db", "desktop.ini", "__macosx", "__pycache__"}
+
+Classes = dict[str, list[Path]]  # a class's name -> its files
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Folder:
+    """`root` holds class folders; or train/ val/ test/ of them; or train.txt val.txt test.txt naming them.
+
+    Without a val of its own, some of train's classes validate. With `split: auto`, val and test get
+    at least `ways` classes each.
+    """
+
+    root: str
+    size: int
+    colour: bool
+    split: str | Sequence[float]
+    split_seed: int
+    ways: int
+    shots: int
+    queries: int
+
+    def load(self, device: torch.device) -> ImageData:
+        root = Path(self.root).expanduser()
+        if not root.is_dir():
+            raise UserError(f"data.root={self.root} does not exist. Give a folder with one folder of images per class.")
+        files, listed, layout = _layout(root)
+        if listed is None:
+            classes, split = self._deal(range(len(files)), self._shares()), f"random (seed {self.split_seed})"
+        else:
+            classes, split = self._listed(classes_by_name(listed, tuple(files), layout), layout)
+        sizes = "/".join(str(len(classes[name])) for name in SPLITS)
+        protocol = {"split": f"{split}: {sizes} classes", "rotations": "none"}
+        key = {"size": self.size, "colour": self.colour, "files": _listing(root, files)}
+        collection = cached("folder", key, lambda: self._decode(root, files))
+        return split_classes("folder", collection, classes, dict.fromkeys(SPLITS, False), protocol).to(device)
+
+    def _shares(self) -> tuple[float, float, float]:
+        if self.split == "auto":
+            return AUTO
+        if (
+            isinstance(self.split, str)
+            or len(self.split) != 3
+            or min(self.split) <= 0
+            or abs(sum(self.split) - 1) > 1e-6
+        ):
+            raise UserError(
+                f"data.split={self.split} is neither auto nor three shares like [0.6,0.2,0.2] that sum to 1."
+            )
+        return (self.split[0], self.split[1], self.split[2])
+
+    def _listed(self, classes: dict[str, list[int]], layout: str) -> tuple[dict[str, list[int]], str]:
+        if "val" in classes:
+            return classes, layout
+        train, val, _ = self._shares()
+        dealt = self._deal(classes["train"], (train / (train + val), val / (train + val), 0.0))
+        return dealt | {"test": classes["test"]}, f"{layout}, val out of train (seed {self.split_seed})"
+
+    def _deal(self, classes: Sequence[int], shares: tuple[float, float, float]) -> dict[str, list[int]]:
+        """Shuffled by seed; a split with a share gets at least a class, with `auto` enough for an episode."""
+        least = self.ways if self.split == "auto" else 1
+        val, test = (max(least, round(share * len(classes))) if share else 0 for share in shares[1:])
+        train = len(classes) - val - test
+        if train < least:
+            splits = sum(share > 0 for share in shares)
+            raise UserError(
+                f"data.ways={self.ways} needs {splits * least} classes, {least} for each of {splits} splits; "
+                f"data.root={self.root} has {len(classes)} to deal. Lower data.ways or add classes."
+            )
+        generator = torch.Generator().manual_seed(self.split_seed)
+        order = [classes[i] for i in torch.randperm(len(classes), generator=generator).tolist()]
+        return {"train": order[:train], "val": order[train : train + val], "test": order[train + val :]}
+
+    def _decode(self, root: Path, files: Classes) -> Collection:
+        log.info("Decoding %s (once; the cache keeps it)", root)
+        sources = [(str(path), path) for paths in files.values() for path in paths]
+        counts = torch.tensor([len(paths) for paths in files.values()])
+        labels = torch.arange(len(files)).repeat_interleave(counts)
+        groups = tuple(name.rpartition("/")[0] or "all" for name in files)
+        return Collection.of(decode(sources, self.size, self.colour), labels, tuple(files), groups)
+
+
+def _layout(root: Path) -> tuple[Classes, list[tuple[str, str]] | None, str]:
+    """The class folders, the splits they are listed in (None: to be dealt), and the layout in words."""
+    folders = [split for split in SPLITS if _holds_folders(root / split)]
+    lists = [split for split in SPLITS if (root / f"{split}.txt").is_file()]
+    found, ending = (lists, ".txt") if lists else (folders, "/")
+    if not found:
+        return _classes(root), None, ""
+    for needed in ("train", "test"):
+        if needed not in found:
+            raise UserError(f"data.root={root} has {found[0]}{ending} but no {needed}{ending}. Add it.")
+    words = f"{root.name}: {' '.join(split + ending for split in found)}"
+    if lists:
+        pairs = [(split, name) for split in found for name in _lines(root / f"{split}.txt")]
+        everything = _classes(root)
+        named = {name for _, name in pairs}
+        classes_by_name(pairs, tuple(everything), f"data.root={root}")
+        return {name: paths for name, paths in everything.items() if name in named}, pairs, words
+    files: Classes = {}
+    pairs = []
+    for split in found:
+        inside = _classes(root / split)
+        if twice := sorted(set(inside) & set(files)):
+            raise UserError(
+                f"data.root={root} has the class {twice[0]} in {split}/ and in another split, "
+                "and splits share no class. Put all class folders into one folder: metarun deals them."
+            )
+        files |= inside
+        pairs += [(split, name) for name in inside]
+    return files, pairs, words
+
+
+def _holds_folders(folder: Path) -> bool:
+    return folder.is_dir() and any(path.is_dir() and not _hidden(path.name) for path in folder.iterdir())
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".") or name.lower() in IGNORED
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}). Mend it.") from error
+    names = [line.partition("#")[0].strip().strip("/") for line in lines]
+    if not any(names):
+        raise UserError(f"{path} names no class. Write the names of class folders, one a line.")
+    return [name for name in names if name]
+
+
+def _classes(base: Path) -> Classes:
+    """Every folder below `base` with files in it, by its path; those in `base` itself are no class's."""
+    classes: Classes = {}
+    for place, folders, names in os.walk(base, onerror=_unreadable, followlinks=True):
+        folder = Path(place)
+        folders[:] = sorted(name for name in folders if not _hidden(name))
+        files = [folder / name for name in sorted(names) if not _hidden(name)]
+        if folder == base:
+            continue
+        if files:
+            classes[folder.relative_to(base).as_posix()] = files
+        elif not folders:
+            raise UserError(f"The class folder {folder} has no images. Add some or remove it.")
+    if not classes:
+        raise UserError(f"data.root={base} has no class folders. Give a folder with one folder of images per class.")
+    return classes
+
+
+def _unreadable(error: OSError) -> None:
+    raise UserError(f"{error.filename} cannot be read ({error.strerror}). Mend its permissions.") from error
+
+
+def _listing(root: Path, files: Mapping[str, Sequence[Path]]) -> str:
+    content = hashlib.sha256()
+    for name, paths in files.items():
+        for path in paths:
+            stat = path.stat()
+            content.update(f"{name} {path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+    return content.hexdigest()

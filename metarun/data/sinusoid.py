@@ -1,0 +1,81 @@
+"""Sinusoid regression: y = A sin(x − b), a task is an amplitude and a phase (Finn et al. 2017, 5.1)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from metarun.types import Batch, Draw, Episode, Head, Heads, UserError
+
+AMPLITUDE = (0.1, 5.0)
+INPUT = (-5.0, 5.0)
+
+
+@dataclass(frozen=True)
+class Sinusoid:
+    """The family of tasks; nothing to load. `phase` is its largest phase: π in MAML, 2π in Reptile."""
+
+    ways: int
+    shots: int
+    queries: int
+    phase: float
+
+    def load(self, device: torch.device) -> SinusoidData:
+        if self.ways != 1:
+            raise UserError(f"data.ways={self.ways}: a regression has no classes. Leave it at 1.")
+        return SinusoidData(self.phase, device)
+
+
+@dataclass(frozen=True)
+class SinusoidData:
+    phase: float
+    device: torch.device
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (1,)
+
+    @property
+    def protocol(self) -> dict[str, Any]:
+        return {"split": "fresh tasks", "rotations": "none"}
+
+    def episodes(self, split: str, ways: int, shots: int, queries: int) -> SinusoidSampler:
+        return SinusoidSampler(self.phase, shots, queries, self.device)
+
+    def tasks(self, by: str, shots: int) -> SinusoidSampler:
+        raise UserError("data=sinusoid has no fixed tasks. Take algo=maml or algo=reptile, or an image data set.")
+
+
+@dataclass(frozen=True)
+class SinusoidSampler:
+    phase: float
+    shots: int
+    queries: int
+    device: torch.device
+
+    @property
+    def heads(self) -> Heads:
+        return {"y": Head("value", 1)}
+
+    @property
+    def fingerprint(self) -> str:
+        return f"sinusoid, phase up to {self.phase}"
+
+    def draw(self, tasks: int, generator: torch.Generator) -> Draw:
+        low = torch.tensor([AMPLITUDE[0], 0.0] + [INPUT[0]] * (self.shots + self.queries))
+        high = torch.tensor([AMPLITUDE[1], self.phase] + [INPUT[1]] * (self.shots + self.queries))
+        low, high = low.to(generator.device), high.to(generator.device)
+        lots = torch.rand(tasks, len(low), generator=generator, device=generator.device)
+        drawn = low + lots * (high - low)
+        return {"amplitude": drawn[:, 0], "phase": drawn[:, 1], "x": drawn[:, 2:]}
+
+    def gather(self, draw: Draw) -> Episode:
+        amplitude, phase, x = (draw[key].to(self.device) for key in ("amplitude", "phase", "x"))
+        y = (amplitude[:, None] * torch.sin(x - phase[:, None]))[..., None]  # [T, K+Q, 1]
+        x = x[..., None]
+        return Episode(
+            Batch(x[:, : self.shots], {"y": y[:, : self.shots]}),
+            Batch(x[:, self.shots :], {"y": y[:, self.shots :]}),
+        )

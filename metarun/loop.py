@@ -1,0 +1,244 @@
+"""The one training loop: sample, step, log, validate, save, resume, stop. It knows interfaces only."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+from metarun.device import peak_memory_mb
+from metarun.functional import Parallel
+from metarun.parallel import halved
+from metarun.tracking import checkpoint
+from metarun.types import Algorithm, Metrics, Params, Sampler, UserError
+
+
+class Stopped(KeyboardInterrupt):
+    """SIGINT or SIGTERM came; what was reached is saved."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+        self.folder: Path | None = None  # to resume from
+
+
+SCALARS = ("step", "validated", "stale", "best", "seconds", "tasks_per_s")  # of a State
+
+
+class Tracker(Protocol):
+    def step(self, step: int) -> None: ...
+
+    def log(self, step: int, values: dict[str, float]) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The budget and the rhythm of a training."""
+
+    seed: int
+    steps: int
+    tasks: int
+    lr: float
+    max_seconds: float
+    clip_value: float | None
+    clip_norm: float | None
+    log_every: int
+    val_every: int
+    patience: int | None
+
+
+@dataclass
+class State:
+    """Everything that changes while training: what is saved, and what resuming restores."""
+
+    params: Params
+    optimizer: torch.optim.Optimizer
+    parallel: Parallel | None = None
+    step: int = 0
+    validated: int = 0  # the step of the last validation
+    stale: int = 0  # validations since the best one
+    best: dict[str, Any] | None = None  # {"step": int, "score": float, "val": scores}
+    seconds: float = 0.0  # of all sessions, validation included
+    tasks_per_s: float = 0.0  # at the last log
+
+    def dump(self) -> dict[str, Any]:
+        return {
+            "params": dict(self.params),
+            "optimizer": self.optimizer.state_dict(),
+            "parallel": self.parallel and [self.parallel.mode, self.parallel.chunk],
+            **{name: getattr(self, name) for name in SCALARS},
+        }
+
+    def restore(self, saved: dict[str, Any]) -> None:
+        load_params(self.params, saved["params"])
+        try:
+            self.optimizer.load_state_dict(saved["optimizer"])
+        except ValueError as error:
+            raise UserError(f"optim= differs from the run to resume ({error}). Leave it out.") from error
+        self.parallel = saved["parallel"] and Parallel(*saved["parallel"])
+        for name in SCALARS:
+            setattr(self, name, saved[name])
+
+
+def load_params(params: Params, saved: Params) -> None:
+    """Copies saved values into params; another network's are refused."""
+    here = {name: tuple(p.shape) for name, p in params.items()}
+    there = {name: tuple(p.shape) for name, p in saved.items()}
+    if here != there:
+        name = next(n for n in [*here, *there] if here.get(n) != there.get(n))
+        raise UserError(
+            f"the checkpoint to resume holds another network: {name} is {there.get(name, 'absent')} there and "
+            f"{here.get(name, 'absent')} here. Leave out algo=, backbone= and data.ways= to take the run's own."
+        )
+    with torch.no_grad():
+        for name, p in params.items():
+            p.copy_(saved[name])
+
+
+@dataclass
+class Window:
+    """The metrics of the steps since the last log, still on the device."""
+
+    metrics: list[Metrics] = field(default_factory=list)
+    since: float = field(default_factory=time.perf_counter)
+
+
+@dataclass(frozen=True)
+class Loop:
+    algo: Algorithm
+    sampler: Sampler
+    validate: Callable[[State], dict[str, Any]]
+    factor: Callable[[int, int], float]  # of the learning rate, by (step, steps)
+    choose: Callable[[State, Any], Parallel]  # how to map tasks, given the first sample
+    stop: Callable[[], int | None]  # the signal that came, if any
+    plan: Plan
+    tracker: Tracker
+    folder: Path  # of the checkpoints
+    device: torch.device
+
+    def run(self, state: State) -> None:
+        """Trains until steps, time or patience are used up. Raises Stopped, with all saved, when told to stop."""
+        generator = torch.Generator(self.device)
+        window = Window()
+        started = time.perf_counter() - state.seconds
+        try:
+            while True:
+                state.seconds = time.perf_counter() - started
+                done = self._exhausted(state)
+                due = state.step % self.plan.val_every == 0 and state.step > 0
+                if (due or done) and state.validated != state.step:
+                    self._flush(state, window)
+                    self._validate(state)
+                    self._save("last.pt", state.dump(), state)
+                    window.since = time.perf_counter()
+                if done or self._exhausted(state):
+                    return
+                if (signal := self.stop()) is not None:
+                    raise Stopped(signal)
+                window.metrics.append(self._step(state, generator))
+                self.tracker.step(state.step)
+                if state.step % self.plan.log_every == 0:
+                    self._flush(state, window)
+        except Stopped:
+            self._flush(state, window)
+            self._save("last.pt", state.dump(), state)
+            raise
+
+    def _exhausted(self, state: State) -> bool:
+        plan = self.plan
+        tired = plan.patience is not None and state.stale >= plan.patience
+        return state.step >= plan.steps or state.seconds >= plan.max_seconds or tired
+
+    def _step(self, state: State, generator: torch.Generator) -> Metrics:
+        """One meta-step. Its randomness is a function of seed and step alone, so resuming needs no generator state."""
+        seed = _seed(self.plan.seed, state.step)
+        generator.manual_seed(seed)
+        torch.manual_seed(seed)  # dropout draws from the global generator
+        sample = self.sampler.gather(self.sampler.draw(self.plan.tasks, generator))
+        if state.parallel is None:
+            state.parallel = self.choose(state, sample)
+            torch.manual_seed(seed)
+        grads, metrics = self._meta_grad(state, sample)
+        for name, p in state.params.items():
+            p.grad = grads[name]
+        params = list(state.params.values())
+        if self.plan.clip_value is not None:
+            torch.nn.utils.clip_grad_value_(params, self.plan.clip_value)
+        if self.plan.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_(params, self.plan.clip_norm)
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.plan.lr * self.factor(state.step, self.plan.steps)
+        state.optimizer.step()
+        state.step += 1
+        return metrics
+
+    def _meta_grad(self, state: State, sample: Any) -> tuple[Params, Metrics]:
+        while True:
+            assert state.parallel is not None
+            try:
+                return self.algo.meta_grad(state.params, sample, state.parallel)
+            except torch.OutOfMemoryError as error:
+                smaller = halved(state.parallel)
+                if smaller is None:
+                    raise UserError(
+                        "out of memory with one task at a time. Lower data.queries, algo.inner_steps or the backbone."
+                    ) from error
+                self.tracker.say(f"out of memory with {state.parallel}: going on with {smaller}")
+                state.parallel = smaller
+
+    def _flush(self, state: State, window: Window) -> None:
+        """Fetches the window's metrics in one copy, checks and logs them."""
+        if not window.metrics:
+            return
+        names = list(window.metrics[0])
+        table = torch.stack([torch.stack([m[n].float() for n in names]) for m in window.metrics]).cpu()
+        state.tasks_per_s = self.plan.tasks * len(table) / (time.perf_counter() - window.since)
+        bad = (~table[:, names.index("loss")].isfinite()).nonzero()
+        if len(bad):
+            raise self._diverged(state, state.step - len(table) + int(bad[0]) + 1)
+        self.tracker.log(
+            state.step,
+            {
+                **{f"train/{name}": value for name, value in zip(names, table.mean(0).tolist(), strict=True)},
+                "train/tasks_per_s": state.tasks_per_s,
+                "train/lr": state.optimizer.param_groups[0]["lr"],
+                "train/memory_mb": peak_memory_mb(self.device),
+            },
+        )
+        window.metrics.clear()
+        window.since = time.perf_counter()
+
+    def _validate(self, state: State) -> None:
+        val = self.validate(state)
+        scores = {name: s for name, s in val.items() if name != "by_step"}
+        score = scores["accuracy"]["mean"] if "accuracy" in scores else -scores["mse"]["mean"]
+        state.validated = state.step
+        if state.best is None or score > state.best["score"]:
+            state.best = {"step": state.step, "score": score, "val": scores}
+            state.stale = 0
+            self._save("best.pt", {"params": dict(state.params), **state.best}, state)
+        else:
+            state.stale += 1
+        self.tracker.log(state.step, {f"val/{name}": s["mean"] for name, s in scores.items()})
+
+    def _save(self, name: str, content: dict[str, Any], state: State) -> None:
+        if not all(bool(p.isfinite().all()) for p in state.params.values()):
+            raise self._diverged(state, state.step)
+        checkpoint.save(self.folder / name, content)
+
+    def _diverged(self, state: State, step: int) -> UserError:
+        kept = [self.folder / name for name in ("last.pt", "best.pt") if (self.folder / name).exists()]
+        where = f"The last good checkpoint is {kept[0]}" if kept else "No checkpoint had been saved yet"
+        return UserError(f"the loss is no number at step {step}. {where}; lower optim.lr or algo.inner_lr.")
+
+
+def _seed(seed: int, step: int) -> int:
+    """Well-mixed and the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(f"{seed}/{step}".encode(), digest_size=8).digest(), "big") >> 1

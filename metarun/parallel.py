@@ -1,0 +1,68 @@
+"""Which way of mapping tasks is fastest here: measured on the first meta-batch, not believed."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+
+from metarun.functional import Parallel
+from metarun.types import Algorithm, Params
+
+REPEATS = 2
+
+
+def by_hand(mode: str, chunk: int | None, tasks: int) -> Parallel:
+    """The mapping that a config names."""
+    if mode == "loop":
+        return Parallel("loop", 1)
+    return Parallel("vmap", min(chunk or tasks, tasks))
+
+
+def fastest(
+    algo: Algorithm, params: Params, sample: Any, tasks: int, chunk: int | None, device: torch.device
+) -> tuple[Parallel, dict[str, float]]:
+    """The fastest candidate and each one's seconds; a candidate that runs out of memory ends the search."""
+    seconds: dict[Parallel, float] = {}
+    for candidate in candidates(tasks, chunk, device):
+        try:
+            seconds[candidate] = _seconds(partial(algo.meta_grad, params, sample, candidate), device)
+        except torch.OutOfMemoryError:
+            break
+        if seconds[candidate] > 1.5 * min(seconds.values()):
+            break
+    if not seconds:
+        return Parallel("loop", 1), {}
+    return min(seconds, key=seconds.__getitem__), {str(c): s for c, s in seconds.items()}
+
+
+def candidates(tasks: int, chunk: int | None, device: torch.device) -> list[Parallel]:
+    """From the least memory to the most; an accelerator is launch-bound, so it need not try small chunks."""
+    chunks = sorted({min(c, tasks) for c in (8, 16, 32, tasks)}) if chunk is None else [min(chunk, tasks)]
+    if device.type != "cpu" and chunk is None:
+        chunks = sorted({-(-tasks // 4), tasks})
+    return [Parallel("loop", 1), *(Parallel("vmap", c) for c in chunks)]
+
+
+def halved(parallel: Parallel) -> Parallel | None:
+    """What to try after running out of memory; None where one task at a time is already too much."""
+    if parallel.mode == "loop":
+        return None
+    return Parallel("vmap", parallel.chunk // 2) if parallel.chunk > 1 else Parallel("loop", 1)
+
+
+def _seconds(work: Callable[[], Any], device: torch.device) -> float:
+    """The best of a few runs after a warm-up; the warm-up alone where it took long."""
+    times = []
+    for _ in range(1 + REPEATS):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        times.append(time.perf_counter() - start)
+        if times[0] > 3:
+            return times[0]
+    return min(times[1:])

@@ -1,0 +1,213 @@
+"""One run from its config to its result: build, train, meta-test, write."""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from metarun import result
+from metarun.build import Config, Parts, build
+from metarun.construct import construct, prepared
+from metarun.device import keep_freed_memory
+from metarun.evaluate import PIECE, episodes_hash, evaluate
+from metarun.functional import Parallel
+from metarun.loop import Loop, Plan, State, Stopped, Tracker, load_params
+from metarun.parallel import by_hand, fastest
+from metarun.tracking import checkpoint
+from metarun.tracking.figures import episode_picture
+from metarun.tracking.jsonl import write_json
+from metarun.tracking.trackers import Trackers
+from metarun.types import Draw, Sampler, UserError
+
+log = logging.getLogger("metarun")
+
+
+@dataclass(frozen=True)
+class Order:
+    """What the command line asked for: the config, its choices by name, and where the run lives."""
+
+    config: Config
+    choices: dict[str, str]  # group -> choice
+    test_data: Config | None
+    folder: Path
+    label: str  # of a repeated meta-test's result file
+
+
+class Signals:
+    """SIGINT and SIGTERM: while `patient`, the first one is only noted, so that a meta-step ends before the run."""
+
+    def __init__(self) -> None:
+        self.came: int | None = None
+        self.patient = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._note)
+
+    def _note(self, number: int, _: FrameType | None) -> None:
+        if self.came is not None or not self.patient:
+            raise Stopped(number)
+        self.came = number
+
+    def check(self) -> None:
+        if self.came is not None:
+            raise Stopped(self.came)
+
+
+def run(order: Order) -> dict[str, Any]:
+    """Trains and meta-tests. However it ends, the result file tells."""
+    signals = Signals()
+    keep_freed_memory()
+    record = result.blank(order.choices, order.config["seed"])
+    with _recorded(order, record):
+        parts = build(order.config, order.test_data)
+        state = _start(order, parts)
+        draw = _draw(parts.test_sampler, parts.test.tasks, parts.test.seed)
+        record |= result.facts(parts, state.params, episodes_hash(parts.test_sampler, draw))
+        if parts.test.only:
+            trackers = Trackers.of_test(parts.train.steps, order.folder)
+        else:
+            trackers = Trackers.of_training(parts.train.steps, order.folder, state.step)
+        with trackers.closing(record):
+            _begin(order, parts, trackers, record)
+            if not parts.test.only:
+                _train(order, parts, state, trackers, signals, record)
+            signals.patient = False
+            record["test"] = _meta_test(order.folder, parts, state, draw)
+            record["status"] = "completed"
+            trackers.result(record)
+    return record
+
+
+@contextmanager
+def _recorded(order: Order, record: dict[str, Any]) -> Iterator[None]:
+    """Writes the result file at the end, come what may; a run that could not be resumed keeps its old one."""
+    handler = logging.FileHandler(order.folder / "run.log")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO)
+    path = order.folder / (f"result-{order.label}.json" if order.config["test"]["only"] else "result.json")
+    try:
+        yield
+    except Stopped as stopped:
+        record["status"] = "interrupted"
+        stopped.folder = order.folder if record["steps"] else None
+        raise
+    except UserError as error:
+        record["error"] = str(error)
+        raise
+    except Exception:
+        record["error"] = traceback.format_exc()
+        raise
+    finally:
+        if record["error"] is not None:
+            log.error("%s", record["error"])
+        if order.config["resume"] is None or record["params"] is not None:
+            write_json(path, record)
+        log.removeHandler(handler)
+        handler.close()
+
+
+def _begin(order: Order, parts: Parts, trackers: Trackers, record: dict[str, Any]) -> None:
+    """What is shown before the first step."""
+    texts = {"config": json.dumps(order.config, indent=2), "protocol": json.dumps(record["protocol"], indent=2)}
+    picture = None
+    if len(parts.data.shape) == 3 and not parts.test.only:
+        episode = parts.val_sampler.gather(_draw(parts.val_sampler, 1, parts.val.seed))
+        picture = episode_picture(episode.support.x[0].cpu(), episode.query.x[0].cpu(), parts.ways)
+    trackers.begin(result.header(record, parts, order.folder), texts, result.hparams(order.config, record), picture)
+
+
+def _start(order: Order, parts: Parts) -> State:
+    """The state to train from: a fresh one, or that of the run to resume."""
+    fresh = parts.algo.init(torch.Generator().manual_seed(parts.root.seed))
+    params = {name: p.to(parts.device) for name, p in fresh.items()}
+    state = State(params, construct(order.config["optim"], "optim", params=list(params.values())))
+    if parts.root.resume is not None:
+        state.restore(checkpoint.load(order.folder / "checkpoints" / "last.pt"))
+    return state
+
+
+def _draw(sampler: Sampler, tasks: int, seed: int) -> Draw:
+    """Fixed tasks: drawn on the CPU, where a seed means the same on every machine."""
+    return sampler.draw(tasks, torch.Generator().manual_seed(seed))
+
+
+def _train(
+    order: Order, parts: Parts, state: State, trackers: Tracker, signals: Signals, record: dict[str, Any]
+) -> None:
+    val_draw = _draw(parts.val_sampler, parts.val.tasks, parts.val.seed)
+    steps = parts.test.adapt_steps
+
+    def validate(state: State) -> dict[str, Any]:
+        parallel = _for_evaluation(state.parallel, parts.device)
+        return evaluate(
+            parts.eval_algo, state.params, parts.val_sampler, val_draw, steps, parallel, (steps,), signals.check
+        )
+
+    plan = Plan(
+        seed=parts.root.seed,
+        steps=parts.train.steps,
+        tasks=parts.train.tasks,
+        lr=order.config["optim"]["lr"],
+        max_seconds=parts.train.max_seconds,
+        clip_value=parts.train.clip_value,
+        clip_norm=parts.train.clip_norm,
+        log_every=parts.train.log_every,
+        val_every=parts.val.every,
+        patience=parts.val.patience,
+    )
+    loop = Loop(
+        algo=parts.algo,
+        sampler=parts.sampler,
+        validate=validate,
+        factor=prepared(order.config["schedule"], "schedule", "step", "steps"),
+        choose=partial(_choose, parts, trackers),
+        stop=lambda: signals.came,
+        plan=plan,
+        tracker=trackers,
+        folder=order.folder / "checkpoints",
+        device=parts.device,
+    )
+    signals.patient = True
+    try:
+        loop.run(state)
+    finally:
+        record |= result.progress(parts, state)
+
+
+def _choose(parts: Parts, trackers: Tracker, state: State, sample: Any) -> Parallel:
+    """How to map tasks: as told, or as measured on the first meta-batch."""
+    root, tasks = parts.root, parts.train.tasks
+    if root.parallel != "auto" or parts.algo.trains_on != "episodes":
+        return by_hand(root.parallel, root.chunk, tasks)
+    best, seconds = fastest(parts.algo, state.params, sample, tasks, root.chunk, parts.device)
+    measured = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items())
+    trackers.say(f"parallel: {best} is fastest here ({measured} per meta-step)")
+    return best
+
+
+def _for_evaluation(parallel: Parallel | None, device: torch.device) -> Parallel:
+    """Evaluation keeps no graph, so it may take more tasks at a time than training; not where the loop had to win."""
+    if parallel is not None and parallel.mode == "loop":
+        return parallel
+    least = 16 if device.type == "cpu" else PIECE
+    return Parallel("vmap", max(least, parallel.chunk if parallel else 0))
+
+
+def _meta_test(folder: Path, parts: Parts, state: State, draw: Draw) -> dict[str, Any]:
+    """The checkpoint that validation chose, on the fixed test episodes."""
+    best = folder / "checkpoints" / "best.pt"
+    params = {name: torch.empty_like(p) for name, p in state.params.items()}
+    load_params(params, checkpoint.load(best)["params"])
+    parallel = _for_evaluation(state.parallel, parts.device)
+    return evaluate(parts.eval_algo, params, parts.test_sampler, draw, parts.test.adapt_steps, parallel)

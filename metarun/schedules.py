@@ -1,0 +1,28 @@
+"""Factors on the outer learning rate: functions of (step, steps)."""
+
+from __future__ import annotations
+
+import math
+
+
+def constant(step: int, steps: int) -> float:
+    """1."""
+    return 1.0
+
+
+def linear(step: int, steps: int, final: float) -> float:
+    """From 1 to `final` in a straight line."""
+    return 1 - (1 - final) * step / steps
+
+
+def cosine(step: int, steps: int, final: float, warmup: int) -> float:
+    """From 1 to `final` along half a cosine, after `warmup` steps of linear rise."""
+    if step < warmup:
+        return (step + 1) / warmup
+    done = (step - warmup) / max(1, steps - warmup)
+    return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def step(step: int, steps: int, every: int, factor: float) -> float:
+    """Times `factor` after each `every` steps."""
+    return factor ** (step // every)

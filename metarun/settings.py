@@ -1,0 +1,102 @@
+"""The sections of the config that belong to no group, with their types and bounds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from metarun.types import UserError
+
+AT_LEAST = {
+    "data.ways": 1,
+    "data.shots": 1,
+    "data.queries": 1,
+    "algo.inner_steps": 0,
+    "algo.inner_batch": 1,
+    "train.steps": 1,
+    "train.tasks": 1,
+    "train.shots": 1,
+    "train.queries": 1,
+    "train.log_every": 1,
+    "val.every": 1,
+    "val.tasks": 2,
+    "val.patience": 1,
+    "test.tasks": 2,
+    "test.shots": 1,
+    "test.queries": 1,
+    "test.adapt_steps": 0,
+    "device.index": 0,
+    "device.threads": 1,
+    "chunk": 1,
+    "seed": 0,
+}
+UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
+
+
+@dataclass(frozen=True)
+class Root:
+    """The keys that stand in no section."""
+
+    name: str
+    seed: int
+    resume: str | None
+    norm_stats: Literal["batch", "support"]
+    parallel: Literal["auto", "loop", "vmap"]
+    chunk: int | None
+
+
+@dataclass(frozen=True)
+class Train:
+    steps: int
+    tasks: int
+    shots: int
+    queries: int
+    max_time: str | float | None
+    clip_value: float | None
+    clip_norm: float | None
+    log_every: int
+
+    @property
+    def max_seconds(self) -> float:
+        return seconds(self.max_time)
+
+
+@dataclass(frozen=True)
+class Val:
+    every: int
+    tasks: int
+    patience: int | None
+    seed: int
+
+
+@dataclass(frozen=True)
+class Test:
+    tasks: int
+    shots: int
+    queries: int
+    adapt_steps: int
+    seed: int
+    data: str | None
+    root: str | None
+    only: bool
+
+
+def seconds(text: str | float | None) -> float:
+    """`90s`, `10m`, `2h`, `1d` or a number of seconds; none is no limit."""
+    if text is None:
+        return float("inf")
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([smhd]?)", str(text))
+    if not found:
+        raise UserError(f"train.max_time={text} is no time. Write 90s, 10m, 2h or 1d.")
+    return float(found[1]) * UNITS[found[2] or "s"]
+
+
+def check_bounds(config: Mapping[str, Any]) -> None:
+    """Refuses counts that cannot be: zero steps, a negative number of ways."""
+    for key, least in AT_LEAST.items():
+        section, _, name = key.rpartition(".")
+        value = (config[section] if section else config).get(name)
+        if isinstance(value, int) and value < least:
+            raise UserError(f"{key}={value} is too small: it must be at least {least}.")

@@ -1,0 +1,112 @@
+"""Pictures of a run: accuracy by adaptation step, and what an episode looks like."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+GREY = 0.5  # shows beside white paper and beside black
+COLOURS = ("#2563eb", "#d97706", "#059669", "#be185d", "#6d28d9", "#475569")
+
+
+def adaptation_curve(test: dict[str, Any]) -> Figure:
+    """Accuracy (or squared error) by adaptation step, with its 95% confidence band."""
+    from matplotlib.figure import Figure  # the object itself, not pyplot: no global state, no display needed
+
+    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    rows = test["by_step"]
+    curves = _curves(rows)
+    for colour, (name, points) in zip(COLOURS * len(curves), curves.items(), strict=False):
+        _band(axes, points, name, colour)
+    _dress(axes, [row["step"] for row in rows], list(curves))
+    return figure
+
+
+def _curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float]]]:
+    """name -> (step, mean, ci95) of each step; accuracies in percent, squared errors only without them."""
+    curves: dict[str, list[tuple[int, float, float]]] = {}
+    for row in rows:
+        for name, metrics in {"": row, **row.get("heads", {})}.items():
+            metric = next((key for key in ("accuracy", "mse") if key in metrics), None)
+            if metric is not None:
+                scale = 100 if metric == "accuracy" else 1
+                mean, ci = metrics[metric]["mean"], metrics[metric].get("ci95") or 0.0
+                point = (row["step"], scale * _number(mean), scale * ci)
+                curves.setdefault(f"{name} {metric}".strip(), []).append(point)
+    accuracies = {name: points for name, points in curves.items() if name.endswith("accuracy")}
+    return accuracies or curves
+
+
+def _number(value: float | None) -> float:
+    """null in a file stands for NaN."""
+    return float("nan") if value is None else value
+
+
+def _band(axes: Axes, points: list[tuple[int, float, float]], name: str, colour: str) -> None:
+    steps, means, cis = zip(*points, strict=True)
+    low = [mean - ci for mean, ci in zip(means, cis, strict=True)]
+    high = [mean + ci for mean, ci in zip(means, cis, strict=True)]
+    axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(steps, means, color=colour, marker="o", markersize=5, linewidth=1.8, label=name)
+
+
+def _dress(axes: Axes, steps: list[int], names: list[str]) -> None:
+    """Labels, and ticks where there really are steps."""
+    if max(steps) > 20:
+        axes.set_xscale("symlog", linthresh=5)  # most happens in the first steps
+    every = -(-len(steps) // 16)
+    axes.set_xticks(steps[::every], labels=[str(step) for step in steps[::every]])
+    axes.minorticks_off()
+    axes.set_xlabel("adaptation steps")
+    percent = all(name.endswith("accuracy") for name in names)
+    axes.set_ylabel("test accuracy (%)" if percent else "test mean squared error")
+    axes.set_title("test, mean over tasks with 95% confidence interval", fontsize=10, loc="left")
+    axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    if len(names) > 1:
+        axes.legend(frameon=False)
+
+
+def episode_picture(support: Tensor, query: Tensor, ways: int) -> Tensor:
+    """One episode as one picture [C, H, W]: a row per way, support left of the gap, query right of it.
+
+    Both are [K*N, C, H, W], shot by shot: each N rows in a row hold one image of every way.
+    """
+    images = torch.cat([by_way(support, ways), by_way(query, ways)], dim=1)
+    return grid(images, left=len(support) // ways)
+
+
+def by_way(images: Tensor, ways: int) -> Tensor:
+    """[K*N, C, H, W], shot by shot -> [N, K, C, H, W]."""
+    return images.unflatten(0, (-1, ways)).transpose(0, 1)
+
+
+def grid(images: Tensor, left: int = 0) -> Tensor:
+    """Tile [rows, cols, C, H, W] to [C, H, W] in [0, 1], with a wide gap after the first `left` columns."""
+    images = _displayable(images.detach().cpu())
+    height, width = images.shape[-2:]
+    scale = max(1, 64 // max(height, width))  # TensorBoard shows pixels as they are: make 28 legible
+    images = images.repeat_interleave(scale, dim=-2).repeat_interleave(scale, dim=-1)
+    gap = max(2, width * scale // 16)
+    cells = torch.nn.functional.pad(images, (gap, gap, gap, gap), value=GREY)
+    strips = [torch.cat(list(column), dim=-2) for column in cells.unbind(1)]  # each [C, rows * H, W]
+    if 0 < left < len(strips):
+        strips.insert(left, strips[0].new_full((*strips[0].shape[:2], 6 * gap), GREY))
+    return torch.cat(strips, dim=-1)
+
+
+def _displayable(images: Tensor) -> Tensor:
+    """Floats in [0, 1] with one or three channels: normalised images are stretched, odd channels averaged."""
+    images = images.float() / 255 if images.dtype == torch.uint8 else images.float()
+    low, high = images.aminmax()
+    if low < 0 or high > 1:
+        images = (images - low) / (high - low).clamp_min(1e-12)
+    return images if images.shape[-3] in (1, 3) else images.mean(dim=-3, keepdim=True)

@@ -1,0 +1,88 @@
+"""All that watches a run: the console, the JSON lines and TensorBoard, told together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from metarun.tracking.console import Console
+from metarun.tracking.jsonl import JsonLines
+from metarun.tracking.tensorboard import TensorBoard
+
+log = logging.getLogger("metarun")
+
+
+class Trackers:
+    def __init__(self, console: Console, lines: JsonLines | None, board: TensorBoard | None) -> None:
+        self.console, self.lines, self.board = console, lines, board
+
+    @staticmethod
+    def of_test(steps: int, folder: Path) -> Trackers:
+        """A repeated meta-test leaves the run's logs alone."""
+        return Trackers(Console(steps, folder), None, None)
+
+    @staticmethod
+    def of_training(steps: int, folder: Path, step: int) -> Trackers:
+        """`step` is where a resumed run goes on; what was logged after it is dropped."""
+        console = Console(steps, folder)
+        console.resume(step)
+        lines = JsonLines(folder / "metrics.jsonl", step or None)
+        return Trackers(console, lines, TensorBoard(folder, step + 1 if step else None))
+
+    @contextmanager
+    def closing(self, record: dict[str, Any]) -> Iterator[None]:
+        """Closes everything at the end, telling TensorBoard how the run ended."""
+        try:
+            yield
+        finally:
+            self.console.close()
+            if self.lines:
+                self.lines.close()
+            if self.board:
+                self.board.close(record["status"])
+
+    def begin(
+        self,
+        facts: dict[str, str],
+        texts: dict[str, str],
+        hparams: dict[str, bool | int | float | str],
+        picture: Tensor | None,
+    ) -> None:
+        """The header, and in TensorBoard the config, the protocol and a picture of an episode."""
+        self.console.header(facts)
+        log.info("%s", ", ".join(f"{name}: {fact}" for name, fact in facts.items()))
+        if self.board:
+            for tag, text in texts.items():
+                self.board.text(tag, text)
+            self.board.hparams(hparams)
+            if picture is not None:
+                self.board.picture("episode", picture)
+
+    def step(self, step: int) -> None:
+        self.console.step(step)
+
+    def log(self, step: int, values: dict[str, float]) -> None:
+        self.console.log(step, values)
+        if self.lines:
+            self.lines.log(step, values)
+        if self.board:
+            self.board.log(step, values)
+        if any(name.startswith("val/") for name in values):
+            log.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
+
+    def say(self, text: str) -> None:
+        self.console.say(text)
+        log.info("%s", text)
+
+    def result(self, record: dict[str, Any]) -> None:
+        """The final table, the adaptation curve, and the scores that runs are compared by."""
+        self.console.table(record)
+        if self.board:
+            self.board.curve("test/adaptation", record["test"])
+            scores = {name: s["mean"] for name, s in record["test"].items() if name != "by_step"}
+            self.board.log(record["steps"], {f"test/{name}": mean for name, mean in scores.items()})
