@@ -43,6 +43,10 @@ def main() -> None:
     if arguments in (["--help"], ["-h"], ["help"]):
         print(page.help_page(CONF))
         return
+    if arguments[:1] == ["report"]:
+        from metarun.report.command import report
+
+        sys.exit(report(arguments[1:]))
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here whole, to be told in one line
     sys.path.append(os.getcwd())  # a user's own algorithm or network beside their ./conf
     try:

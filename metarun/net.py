@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import torch
@@ -61,9 +62,7 @@ class Net:
 
     def eval(self) -> Net:
         """The same network without dropout."""
-        with torch.random.fork_rng(devices=[]):
-            module = Network(self.make_trunk(), width(self.heads))
-        return replace(self, module=module.eval())
+        return replace(self, module=deepcopy(self.module).eval())
 
     def with_heads(self, heads: Heads) -> Net:
         return replace(self, heads=heads)

@@ -27,7 +27,13 @@ class BatchNorm(nn.Module):
         self.register_buffer("var", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.batch_norm(x, self.mean, self.var, self.weight, self.bias, training=self.mean is None, eps=self.eps)
+        if self.mean is None or self.var is None:
+            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+        # F.batch_norm takes given statistics for constants; these depend on the parameters.
+        scale = self.weight / (self.var + self.eps).sqrt()
+        shift = self.bias - scale * self.mean
+        each = (-1, *[1] * (x.ndim - 2))
+        return x * scale.view(each) + shift.view(each)
 
 
 class FixedNorm(nn.Module):

@@ -188,7 +188,7 @@ def _train(
 def _choose(parts: Parts, trackers: Tracker, state: State, sample: Any) -> Parallel:
     """How to map tasks: as told, or as measured on the first meta-batch."""
     root, tasks = parts.root, parts.train.tasks
-    if root.parallel != "auto" or parts.algo.trains_on != "episodes":
+    if root.parallel != "auto":
         return by_hand(root.parallel, root.chunk, tasks)
     best, seconds = fastest(parts.algo, state.params, sample, tasks, root.chunk, parts.device)
     measured = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items())

@@ -36,7 +36,7 @@ Heads = Mapping[str, Head]
 class Batch(NamedTuple):
     """Inputs and their targets. A class target of -100 means: this row has no such target."""
 
-    x: Tensor
+    x: Tensor  # [B, ...], or [T, B, ...] for a batch of each of T fixed tasks
     y: Targets
 
 

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from metarun.fit import fit_all, fit_head, read_head, unit_features
-from metarun.functional import grad, judge
+from metarun.functional import judge
 from metarun.net import Net
 from metarun.types import Batch, Heads, Metrics, Outputs, ParallelMap, Params
 
@@ -45,4 +45,8 @@ class MultiTask:
 
     def meta_grad(self, params: Params, batch: Batch, parallel: ParallelMap) -> tuple[Params, Metrics]:
         shared = self.net.with_heads(self.task_heads)
-        return grad(lambda p: judge(self.task_heads, shared(p, batch.x), batch.y), params)
+
+        def loss(params: Params, task: Batch) -> tuple[Tensor, Metrics]:
+            return judge(self.task_heads, shared(params, task.x), task.y)
+
+        return parallel.mean_grad(loss, params, batch)

@@ -38,6 +38,8 @@ class CNN(nn.Module):
         strides = _each("stride", stride, len(channels))
         pools = _each("pool", pool, len(channels))
         height, width = _output_size(shape, strides, pools)
+        if not 0 <= dropout < 1:
+            raise UserError(f"backbone.dropout={dropout} is no rate: take 0 (off) to below 1.")
         inputs = [shape[0], *channels]
         self.flatten = flatten
         self.blocks = nn.Sequential(
@@ -70,7 +72,7 @@ def _each(key: str, value: int | Sequence[int], blocks: int) -> list[int]:
     if len(values) != blocks:
         raise UserError(
             f"backbone.{key} has {len(values)} entries and backbone.channels {blocks}: "
-            f"give one per block, or one number for all."
+            "give one per block, or one number for all."
         )
     if min(values, default=1) < 1:
         raise UserError(f"backbone.{key}={values} has an entry below 1: 1 means none.")

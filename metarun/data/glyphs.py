@@ -11,74 +11,115 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from metarun.data.cache import cached
 from metarun.data.images import Collection, ImageData, split_classes
+from metarun.types import UserError
 
-SIZE = 28
-PEN = 1.43  # pixels
-LATTICE = 5  # nodes along a side
-STROKES, LEGS = 6, 4  # of a character, of a stroke: at most
-POINTS = 16  # of a leg
+VERSION = 1  # of the drawings: raise it when they change, so that caches do not keep the old ones
+SIZE, SIDE = 28, 5  # pixels of an image, nodes of the lattice: each way
+GRID = torch.tensor([complex(x, y) for y in range(SIDE) for x in range(SIDE)])
+STROKES, LEGS = 6, 4  # at most: of a character, of a stroke
+POINTS = 16  # segments of a drawn leg
+SHARPEST = 1.4 * math.pi  # a leg that turned full circle would end where it begins
+SHARES = (0.06, 0.26)  # of the alphabets, for val and test: as Omniglot's 100 and 423 of 1623 characters
 CHUNK = 1024  # drawings rendered at once: bounds memory
-SHARPEST = 1.4 * math.pi  # a leg that turned full circle would end where it starts
-VERSION = 1  # of the generator: drawings of another one in the cache are stale
 
 # Each alphabet draws its own value between the two: a mean, or the chance of a choice.
 HABITS = {
-    "strokes": (0.5, 2.5),  # after the first
+    "strokes": (0.5, 2.2),  # after the first
     "legs": (0.2, 1.8),  # of a stroke, after the first
-    "columns": (1.5, 4.5),
-    "rows": (1.5, 4.5),
+    "columns": (2.0, 5.0),  # cells of the lattice it writes in
+    "rows": (2.0, 5.0),
     "loose": (0.0, 0.12),  # how far a character's nodes lie from the lattice
     "near": (0.0, 1.5),  # preference of near nodes
     "upright": (0.0, 6.0),  # preference of upright and level legs
+    "again": (0.05, 0.6),  # readiness to come to a node once more
     "straight": (0.2, 0.9),  # legs that do not bend
     "bend": (0.5, 1.1),  # the turn of a leg that does, in π
     "smooth": (0.1, 0.7),  # legs that go on without a corner
-    "rings": (0.0, 0.3),  # legs that bend back to where the one before began
-    "roam": (0.1, 0.8),  # how readily legs lead to a node once more
+    "rings": (0.0, 0.2),  # bent legs that close the circle
     "join": (0.4, 1.0),  # strokes that begin at a node of an earlier one
-    "repeat": (0.0, 0.35),  # strokes that repeat the one before, shifted
+    "repeat": (0.0, 0.35),  # strokes that repeat the one before, beside it
     "dots": (0.0, 0.1),
-    "size": (14.0, 21.0),  # longer side of a character, in pixels
+    "size": (14.0, 21.0),  # a character's longer side, in pixels
 }
 
 # Standard deviations of what a hand does differently each time; lengths in sides of the character.
 HAND = {
-    "care": 0.4,  # of the factor, in logarithms, on the next six
-    "lattice": 0.05,  # of nodes, for all strokes that meet there
+    "care": 0.4,  # of the logarithm of a factor on the next five: some drawings are sloppier than others
+    "lattice": 0.03,  # of nodes, for all strokes that pass there
     "miss": 0.02,  # of a stroke's own nodes
     "waver": 0.01,  # between nodes
-    "stroke": 0.05,  # turn, scale and shear of a stroke
+    "stroke": 0.03,  # turn, scale and shear of a stroke
     "bend": 0.1,  # of turns
-    "slant": 0.07,  # turn, scale and shear of the whole
-    "size": 0.12,
+    "slant": 0.1,  # turn, scale and shear of the whole
+    "size": 0.15,
     "place": 1.3,  # pixels
     "pen": 0.05,
 }
+PEN, SMALLEST, LARGEST, CENTRE = 1.43, 7, 24, 13.1 + 13.0j  # pixels, as measured on Omniglot
+
+Habit = Mapping[str, Tensor]  # what each of R alphabets, or the alphabet of each of R characters, is like
 
 
-class Program(NamedTuple):
-    """How R characters, or R drawings, are drawn."""
+@dataclass(frozen=True)
+class Glyphs:
+    """Strokes are 1, paper is 0. A class is a character; `rotations` make four of each in train and val."""
 
-    lattice: Tensor  # complex [R, LATTICE²]: where the nodes lie
-    nodes: Tensor  # int64 [R, STROKES, LEGS+1]: the nodes a stroke passes
-    turn: Tensor  # [R, STROKES, LEGS]: by how much a leg changes direction, evenly along it; 0 is straight
-    drawn: Tensor  # bool [R, STROKES, LEGS]
-    size: Tensor  # [R]: longer side, in pixels
+    alphabets: int
+    characters: int  # of an alphabet
+    drawings: int  # of a character
+    seed: int
+    rotations: bool
+    ways: int
+    shots: int
+    queries: int
+
+    def load(self, device: torch.device) -> ImageData:
+        for name, least in (("alphabets", 3), ("characters", 1), ("drawings", 2)):
+            if (value := getattr(self, name)) < least:
+                raise UserError(f"data.{name}={value} must be at least {least}. Raise it.")
+        shape = (self.alphabets, self.characters, self.drawings)
+        key = {"version": VERSION, "shape": shape, "seed": self.seed}
+        collection = cached("glyphs", key, lambda: generate(*shape, self.seed))
+        classes = self._split()
+        sizes = "/".join(str(len(chosen)) for chosen in classes.values())
+        turned = {"train": self.rotations, "val": self.rotations, "test": False}
+        rotations = "90° as classes in training and validation; test upright" if self.rotations else "none"
+        protocol = {"split": f"by alphabet: {sizes} characters (seed {self.seed})", "rotations": rotations}
+        return split_classes("glyphs", collection, classes, turned, protocol).to(device)
+
+    def _split(self) -> dict[str, range]:
+        """Whole alphabets. They come in no order, so that the first can train and the last test."""
+        val, test = (max(1, round(share * self.alphabets)) for share in SHARES)
+        a, b, c = ((self.alphabets - rest) * self.characters for rest in (val + test, test, 0))
+        return {"train": range(a), "val": range(a, b), "test": range(b, c)}
 
 
+def generate(alphabets: int, characters: int, drawings: int, seed: int) -> Collection:
+    """All of it, from habits to images."""
+    dice = Dice(torch.Generator().manual_seed(seed))
+    habit = {name: low + (high - low) * dice.uniform(alphabets) for name, (low, high) in HABITS.items()}
+    habit = {name: value.repeat_interleave(characters) for name, value in habit.items()}
+    program = Program(*(part.repeat_interleave(drawings, 0) for part in invent(habit, dice)))
+    chunks = zip(*(part.split(CHUNK) for part in program), strict=True)
+    images = torch.cat([draw(Program(*chunk), dice) for chunk in chunks])
+    groups = [f"alphabet{a:03}" for a in range(alphabets) for _ in range(characters)]
+    names = [f"{group}/character{c % characters:03}" for c, group in enumerate(groups)]
+    return Collection.of(images, torch.arange(len(names)).repeat_interleave(drawings), tuple(names), tuple(groups))
+
+
+@dataclass(frozen=True)
 class Dice:
     """Random tensors from one generator."""
 
-    def __init__(self, seed: int) -> None:
-        self.generator = torch.Generator().manual_seed(seed)
+    generator: torch.Generator
 
     def uniform(self, *shape: int) -> Tensor:
         return torch.rand(*shape, generator=self.generator)
@@ -87,179 +128,172 @@ class Dice:
         return torch.randn(*shape, generator=self.generator)
 
     def shift(self, *shape: int) -> Tensor:
-        """Complex, with variance 1 in either direction."""
-        return torch.randn(*shape, generator=self.generator, dtype=torch.cfloat) * math.sqrt(2)
+        """Complex, with variance 1 in each direction."""
+        return torch.complex(self.normal(*shape), self.normal(*shape))
 
     def chance(self, p: Tensor, *more: int) -> Tensor:
-        """True with probability p, `more` times for each entry of p [R]."""
+        """True with probability p [R]: [R, more]."""
         return self.uniform(len(p), *more) < p.view(-1, *[1] * len(more))
 
     def count(self, mean: Tensor, most: int, *more: int) -> Tensor:
-        """1 plus a Poisson number."""
-        mean = mean.view(-1, *[1] * len(more)).expand(-1, *more)
-        return (1 + torch.poisson(mean.contiguous(), generator=self.generator)).clamp(max=most)
+        """1 plus a Poisson number of that mean [R]: int64 [R, more]."""
+        mean = mean.view(-1, *[1] * len(more)).repeat(1, *more)
+        return (1 + torch.poisson(mean, generator=self.generator)).long().clamp(max=most)
 
     def pick(self, weight: Tensor) -> Tensor:
-        """An index for each row of weights [R, n]."""
+        """An index into each row of weights [R, n]."""
         return torch.multinomial(weight, 1, generator=self.generator)[:, 0]
 
 
-def habits(alphabets: int, dice: Dice) -> dict[str, Tensor]:
-    """What each alphabet is like: a value [alphabets] for every entry of HABITS."""
-    return {name: low + (high - low) * dice.uniform(alphabets) for name, (low, high) in HABITS.items()}
+class Program(NamedTuple):
+    """How R characters, or R drawings, are drawn."""
+
+    lattice: Tensor  # complex [R, SIDE²]: where the nodes lie, in sides of the character
+    nodes: Tensor  # int64 [R, STROKES, LEGS+1]: the nodes a stroke passes
+    turn: Tensor  # [R, STROKES, LEGS]: how far a leg changes its direction, evenly all along; 0 is straight
+    drawn: Tensor  # bool [R, STROKES, LEGS]
+    size: Tensor  # [R]: longer side, in pixels
 
 
-def invent(habit: Mapping[str, Tensor], dice: Dice) -> Program:
+def invent(habit: Habit, dice: Dice) -> Program:
     """A character for each row of habits."""
     rows = len(habit["size"])
-    side = torch.arange(LATTICE)
-    lattice = torch.complex(side.repeat(LATTICE).float(), side.repeat_interleave(LATTICE).float())
-    extent = torch.stack([habit["columns"], habit["rows"]]).floor().clamp(max=LATTICE - 1)
-    inside = (lattice.real <= extent[0, :, None]) & (lattice.imag <= extent[1, :, None])
-    nodes, turn = _strokes(lattice, inside, habit, dice)
+    cells = torch.stack([habit["columns"], habit["rows"]], 1).long().clamp(1, SIDE - 1)
+    inside = (GRID.real <= cells[:, :1]) & (GRID.imag <= cells[:, 1:])
     strokes = dice.count(habit["strokes"], STROKES)
     legs = dice.count(habit["legs"], LEGS, STROKES)
-    legs[:, 0] += (strokes == 1) & (legs[:, 0] == 1)  # a lone stroke is more than one leg
+    legs[:, 0] += (strokes == 1) & (legs[:, 0] == 1)  # a bare line would look like many others
+    legs = legs * (torch.arange(STROKES) < strokes[:, None])
+    nodes, turn = _strokes(inside, legs, habit, dice)
     dot = dice.chance(habit["dots"], STROKES) & (torch.arange(STROKES) > 0)
     nodes = torch.where(dot[..., None], nodes[..., :1], nodes)
-    legs = torch.where(dot, 1, legs)
-    drawn = torch.arange(LEGS) < legs[..., None]
-    drawn &= (torch.arange(STROKES) < strokes[:, None])[..., None]
-    unit = lattice / extent.amax(0)[:, None] + habit["loose"][:, None] * dice.shift(rows, LATTICE**2)
-    size = (habit["size"] * (0.2 * dice.normal(rows)).exp()).clamp(7, 24)
-    return Program(unit, nodes, turn, drawn, size)
+    lattice = GRID / cells.amax(1, keepdim=True) + habit["loose"][:, None] * dice.shift(rows, SIDE**2)
+    size = (habit["size"] * (0.2 * dice.normal(rows)).exp()).clamp(SMALLEST, LARGEST)
+    return Program(lattice, nodes, turn, torch.arange(LEGS) < legs[..., None], size)
 
 
-def _strokes(lattice: Tensor, inside: Tensor, habit: Mapping[str, Tensor], dice: Dice) -> tuple[Tensor, Tensor]:
-    """Leads every stroke from node to node."""
-    rows, row = len(inside), torch.arange(len(inside))
-    step = lattice - lattice[:, None]
-    level = ((step.real == 0) | (step.imag == 0)).float()
-    weight = torch.exp(-habit["near"].view(-1, 1, 1) * step.abs()) * (1 + habit["upright"].view(-1, 1, 1) * level)
-    weight = weight * inside[:, None] * (step.abs() > 0) + 1e-9 * inside[:, None]
-    visited = torch.zeros(rows, LATTICE**2)
-    nodes = torch.zeros(rows, STROKES, LEGS + 1, dtype=torch.long)
-    turn = torch.zeros(rows, STROKES, LEGS)
+def _strokes(inside: Tensor, legs: Tensor, habit: Habit, dice: Dice) -> tuple[Tensor, Tensor]:
+    """Nodes and turns of all strokes, one after the other: a later one knows where the earlier ones passed."""
+    visits = torch.zeros(inside.shape)
+    nodes, turns = list[Tensor](), list[Tensor]()
     for s in range(STROKES):
-        joins = dice.chance(habit["join"]) if s else torch.zeros(rows, dtype=torch.bool)
-        nodes[:, s, 0] = dice.pick(torch.where(joins[:, None], visited, inside.float()))
-        for p in range(LEGS):
-            here = nodes[:, s, p]
-            there = dice.pick(weight[row, here])
-            bend = (dice.uniform(rows).round() * 2 - 1) * habit["bend"] * (0.7 + 0.6 * dice.uniform(rows)) * math.pi
-            bend = torch.where(dice.chance(habit["straight"]), 0, bend)
-            if p:
-                before = nodes[:, s, p - 1]
-                corner = torch.angle((lattice[there] - lattice[here]) / (lattice[here] - lattice[before]))
-                flow = corner - turn[:, s, p - 1] / 2
-                flow = 2 * (flow - 2 * math.pi * (flow / (2 * math.pi)).round())
-                smooth = dice.chance(habit["smooth"]) & (flow.abs() < SHARPEST)
-                bend = torch.where(smooth, flow, bend)
-                ring = dice.chance(habit["rings"]) & (turn[:, s, p - 1].abs() > 0.5 * math.pi)
-                bend = torch.where(ring, turn[:, s, p - 1], bend)
-                there = torch.where(ring, before, there)
-            nodes[:, s, p + 1], turn[:, s, p] = there, bend.clamp(-SHARPEST, SHARPEST)
-            weight[row, here, there] *= 0.01  # not the same leg twice
-            weight[row, there, here] *= 0.01
-            weight[row, :, there] *= habit["roam"][:, None]
-        if s:
-            way = (torch.tensor([1, LATTICE, -1, -LATTICE]))[(dice.uniform(rows) * 4).long()]
-            moved = nodes[:, s - 1] + way[:, None]
-            ok = (moved >= 0) & (moved < LATTICE**2)
-            moved = moved.clamp(0, LATTICE**2 - 1)
-            ok &= inside.gather(1, moved) & ((lattice[moved] - lattice[nodes[:, s - 1]]).abs() == 1)
-            again = dice.chance(habit["repeat"]) & ok.all(1)
-            nodes[:, s] = torch.where(again[:, None], moved, nodes[:, s])
-            turn[:, s] = torch.where(again[:, None], turn[:, s - 1], turn[:, s])
-        visited.scatter_(1, nodes[:, s, :2], 1)
-    return nodes, turn
+        joins = dice.chance(habit["join"]) & (s > 0)
+        start = dice.pick(torch.where(joins[:, None], visits, inside.float()))
+        stroke, turn = _stroke(start, inside, visits, habit, dice)
+        if s > 0:
+            aside, fits = _beside(nodes[-1], inside, dice)
+            repeats = (dice.chance(habit["repeat"]) & fits)[:, None]
+            stroke, turn = torch.where(repeats, aside, stroke), torch.where(repeats, turns[-1], turn)
+        visits = visits.scatter_add(1, stroke, (torch.arange(LEGS + 1) <= legs[:, s, None]).float())
+        nodes, turns = [*nodes, stroke], [*turns, turn]
+    return torch.stack(nodes, 1), torch.stack(turns, 1)
 
 
-def trace(program: Program, knots: Tensor) -> Tensor:
-    """The pen's way through the knots [R, STROKES, LEGS+1]: complex [R, STROKES, LEGS, POINTS+1].
+def _stroke(start: Tensor, inside: Tensor, visits: Tensor, habit: Habit, dice: Dice) -> tuple[Tensor, Tensor]:
+    """Leads one stroke from its start [R]: nodes [R, LEGS+1], turns [R, LEGS]."""
+    nodes, turns = [start], list[Tensor]()
+    for leg in range(LEGS):
+        here = nodes[-1]
+        visits = visits.scatter_add(1, here[:, None], torch.ones(len(here), 1))
+        there = dice.pick(_pull(here, inside, visits, habit))
+        either = dice.uniform(len(here)).round() * 2 - 1
+        bend = either * habit["bend"] * (0.7 + 0.6 * dice.uniform(len(here))) * math.pi
+        bend = torch.where(dice.chance(habit["straight"]), 0, bend)
+        if leg > 0:
+            before, last = nodes[-2], turns[-1]
+            corner = ((GRID[there] - GRID[here]) / (GRID[here] - GRID[before])).angle() - last / 2
+            flow = 2 * (corner - 2 * math.pi * (corner / (2 * math.pi)).round())  # sets off as the last leg arrives
+            bend = torch.where(dice.chance(habit["smooth"]) & (flow.abs() < SHARPEST), flow, bend)
+            ring = dice.chance(habit["rings"]) & (last.abs() > math.pi / 2)
+            there, bend = torch.where(ring, before, there), torch.where(ring, last, bend)
+        nodes.append(there)
+        turns.append(bend.clamp(-SHARPEST, SHARPEST))
+    return torch.stack(nodes, 1), torch.stack(turns, 1)
 
-    A leg that turns by τ is an arc of a circle: at the share u of it, sin(uτ/2) / sin(τ/2) e^{i(u−1)τ/2} of its chord.
-    """
-    u = torch.linspace(0, 1, POINTS + 1)
-    half = torch.where(program.turn.abs() < 1e-3, 1e-3, program.turn)[..., None] / 2
-    arc = torch.polar(torch.sin(u * half) / torch.sin(half), (u - 1) * half)
-    start, chord = knots[..., :-1, None], knots.diff(dim=-1)[..., None]
-    return start + chord * arc
+
+def _pull(here: Tensor, inside: Tensor, visits: Tensor, habit: Habit) -> Tensor:
+    """How strongly each node draws a pen that stands `here`: [R, SIDE²]."""
+    step = GRID - GRID[here, None]
+    level = (step.real == 0) | (step.imag == 0)
+    pull = torch.exp(-habit["near"][:, None] * step.abs()) * (1 + habit["upright"][:, None] * level)
+    return pull * habit["again"][:, None] ** visits * inside * (step.abs() > 0)
+
+
+def _beside(stroke: Tensor, inside: Tensor, dice: Dice) -> tuple[Tensor, Tensor]:
+    """The stroke one cell right, left, down or up, and whether the lattice has room for it there."""
+    step = torch.tensor([1, -1, SIDE, -SIDE])[(4 * dice.uniform(len(stroke))).long()]
+    moved = (stroke + step[:, None]).clamp(0, SIDE**2 - 1)
+    fits = inside.gather(1, moved) & ((GRID[moved] - GRID[stroke]).abs() == 1)
+    return moved, fits.all(1)
 
 
 def draw(program: Program, dice: Dice) -> Tensor:
     """A fresh drawing of every row of the program: uint8 [R, 1, SIZE, SIZE]."""
-    rows = len(program.size)
-    care = (HAND["care"] * dice.normal(rows)).exp()[:, None]  # some drawings are sloppier than others
-    lattice = program.lattice + HAND["lattice"] * care * dice.shift(rows, LATTICE**2)
-    knots = lattice.gather(1, program.nodes.flatten(1)).view(program.nodes.shape)
-    knots = knots + HAND["miss"] * care[..., None] * dice.shift(*knots.shape)
-    knots = _affine(knots, HAND["stroke"] * care, dice)
-    turn = program.turn * (1 + HAND["bend"] * dice.normal(*program.turn.shape)) + HAND["bend"] * care[
-        ..., None
-    ] * dice.normal(*program.turn.shape)
-    program = program._replace(turn=turn.clamp(-1.2 * SHARPEST, 1.2 * SHARPEST))
-    path = trace(program, knots)
-    path = _waver(path, HAND["waver"] * care[..., None, None], dice)
-    path = _affine(path.flatten(1)[:, None], torch.full((rows, 1), HAND["slant"]), dice)[:, 0].view(path.shape)
-    centre, side = _box(path, program.drawn)
-    scale = program.size * (HAND["size"] * dice.normal(rows)).exp() / side.clamp(min=0.15)
-    home = torch.complex(torch.tensor(13.1), torch.tensor(13.0)) + HAND["place"] * dice.shift(rows)
-    path = (path - centre.view(-1, 1, 1, 1)) * scale.view(-1, 1, 1, 1) + home.view(-1, 1, 1, 1)
-    owner = torch.arange(rows)[:, None, None].expand(program.drawn.shape)[program.drawn]
-    legs = path[program.drawn]
-    width = PEN * (HAND["pen"] * dice.normal(rows)).exp()
-    owner = owner.repeat_interleave(POINTS)
-    shade = ink(legs[:, :-1].flatten(), legs[:, 1:].flatten(), owner, width[owner], rows)
-    return (shade * 255).round().byte()[:, None]
-
-
-def _affine(path: Tensor, amount: Tensor, dice: Dice) -> Tensor:
-    """Turns, scales and shears every stroke [R, S, n] about its middle: z -> (1+a)z + b z̄."""
-    middle = path.mean(-1, keepdim=True)
-    a, b = (amount[..., None] * dice.shift(*path.shape[:2], 1) for _ in range(2))
-    return path + a * (path - middle) + b * (path - middle).conj()
-
-
-def _waver(path: Tensor, amount: Tensor, dice: Dice) -> Tensor:
-    """Leads every stroke a little astray, smoothly."""
-    rows = len(path) * STROKES
-    coarse = dice.normal(rows, 2, LEGS * 2 + 1)
-    fine = F.interpolate(coarse, size=LEGS * POINTS + 1, mode="linear", align_corners=True).view(
-        len(path), STROKES, 2, -1
-    )
-    astray = torch.complex(fine[:, :, 0], fine[:, :, 1])
-    astray = astray.unfold(-1, POINTS + 1, POINTS)
-    return path + amount * astray
-
-
-def _box(path: Tensor, drawn: Tensor) -> tuple[Tensor, Tensor]:
-    """The centre (complex [R]) and the longer side [R] of the box around what is drawn."""
+    rows, drawn = len(program.size), program.drawn
+    path = by_hand(program, dice)
     xy = torch.view_as_real(path).flatten(1, 3)
-    there = drawn[..., None].expand(path.shape).flatten(1)[..., None]
-    low = torch.where(there, xy, torch.inf).amin(1)
-    high = torch.where(there, xy, -torch.inf).amax(1)
-    return torch.view_as_complex((low + high) / 2), (high - low).amax(1)
+    marks = drawn[..., None].expand(path.shape).flatten(1)[..., None]
+    low, high = torch.where(marks, xy, torch.inf).amin(1), torch.where(marks, xy, -torch.inf).amax(1)
+    middle = torch.view_as_complex((low + high) / 2)
+    scale = program.size * (HAND["size"] * dice.normal(rows)).exp() / (high - low).amax(1).clamp(min=0.15)
+    home = CENTRE + HAND["place"] * dice.shift(rows)
+    path = (path - middle.view(-1, 1, 1, 1)) * scale.view(-1, 1, 1, 1) + home.view(-1, 1, 1, 1)
+    width = PEN * (HAND["pen"] * dice.normal(rows)).exp()
+    owner = torch.arange(rows).view(-1, 1, 1).expand_as(drawn)[drawn].repeat_interleave(POINTS)
+    start, end = path[..., :-1][drawn].flatten(), path[..., 1:][drawn].flatten()
+    return (ink(start, end, owner, width[owner], rows) * 255).round().byte()[:, None]
+
+
+def by_hand(program: Program, dice: Dice) -> Tensor:
+    """The pen's way this time, in sides of the character: complex [R, STROKES, LEGS, POINTS+1]."""
+    rows, legs = len(program.size), program.turn.shape
+    care = (HAND["care"] * dice.normal(rows)).exp().view(-1, 1, 1)
+    lattice = program.lattice + HAND["lattice"] * care[..., 0] * dice.shift(*program.lattice.shape)
+    knots = lattice.gather(1, program.nodes.flatten(1)).view(program.nodes.shape)
+    knots = knots + HAND["miss"] * care * dice.shift(*knots.shape)
+    knots = _askew(knots, HAND["stroke"] * care, dice)
+    turn = program.turn + HAND["bend"] * (program.turn * dice.normal(*legs) + care * dice.normal(*legs))
+    path = arcs(knots, turn.clamp(-1.2 * SHARPEST, 1.2 * SHARPEST))
+    astray = dice.normal(rows * STROKES, 2, 2 * LEGS + 1)  # a few errors on the way, and evenly from one to the next
+    astray = interpolate(astray, LEGS * POINTS + 1, mode="linear", align_corners=True)
+    astray = torch.complex(*astray.unbind(1)).view(rows, STROKES, -1).unfold(-1, POINTS + 1, POINTS)
+    path = path + HAND["waver"] * care[..., None] * astray
+    return _askew(path.flatten(1)[:, None], torch.tensor(HAND["slant"]), dice).view(path.shape)
+
+
+def arcs(knots: Tensor, turn: Tensor) -> Tensor:
+    """Legs from knot to knot [..., n+1], turning by τ [..., n]: arcs of circles, complex [..., n, POINTS+1].
+
+    At the share u of such a leg, its chord is multiplied by sin(uτ/2) / sin(τ/2) · exp(i(u−1)τ/2).
+    """
+    u = torch.linspace(0, 1, POINTS + 1)
+    half = torch.where(turn.abs() < 1e-3, 1e-3, turn)[..., None] / 2
+    way = torch.polar(torch.sin(u * half) / torch.sin(half), (u - 1) * half)
+    return knots[..., :-1, None] + knots.diff(dim=-1)[..., None] * way
+
+
+def _askew(path: Tensor, amount: Tensor, dice: Dice) -> Tensor:
+    """Turns, scales and shears each path [R, S, n] about its middle: z -> (1 + a) z + b z̄."""
+    a, b = (amount * dice.shift(*path.shape[:2], 1) for _ in range(2))
+    out = path - path.mean(-1, keepdim=True)
+    return path + a * out + b * out.conj()
 
 
 def ink(start: Tensor, end: Tensor, owner: Tensor, width: Tensor, count: int) -> Tensor:
-    """Draws segments (complex [G], in pixels, of a few pixels) of pen widths [G] on image owner [G]: [count, SIZE, SIZE].
+    """Draws short segments (complex [G], in pixels) with pens of `width` [G] on image `owner` [G]: [count, SIZE, SIZE].
 
-    A pixel's shade is the share of it that the stroke covers, taken across the stroke; strokes do not add up.
+    A pixel's shade is how much of it the stroke covers, seen across the stroke; where strokes meet, the darker counts.
     """
-    near = torch.arange(-2.0, 3.0)
-    middle = (start + end) / 2
+    near = torch.arange(-2.0, 3.0)  # a segment reaches no farther than 2 pixels from the one in its middle
+    middle, chord = (start + end) / 2, (end - start)[:, None]
     x = middle.real.round()[:, None] + near.repeat(5)
     y = middle.imag.round()[:, None] + near.repeat_interleave(5)
-    along = end - start
-    dx, dy = along.real[:, None], along.imag[:, None]
-    gx, gy = x - start.real[:, None], y - start.imag[:, None]
-    share = ((gx * dx + gy * dy) / (dx * dx + dy * dy).clamp(min=1e-9)).clamp(0, 1)
-    distance = torch.hypot(gx - share * dx, gy - share * dy)
-    width = width[:, None]
-    shade = (width / 2 + 0.5 - distance).clamp(min=0).minimum(width.clamp(max=1))
+    gap_x, gap_y = x - start.real[:, None], y - start.imag[:, None]  # not complex: half as fast here
+    along = ((gap_x * chord.real + gap_y * chord.imag) / chord.abs().square().clamp(min=1e-9)).clamp(0, 1)
+    distance = torch.hypot(gap_x - along * chord.real, gap_y - along * chord.imag)
+    shade = (width[:, None] / 2 + 0.5 - distance).clamp(min=0).minimum(width[:, None].clamp(max=1))
     outside = (x < 0) | (x >= SIZE) | (y < 0) | (y >= SIZE)
-    place = owner[:, None] * SIZE**2 + (y * SIZE + x).long()
-    canvas = torch.zeros(count * SIZE**2 + 1)
-    canvas.scatter_reduce_(0, place.masked_fill(outside, count * SIZE**2).flatten(), shade.flatten(), "amax")
+    place = (owner[:, None] * SIZE**2 + y.long() * SIZE + x.long()).masked_fill(outside, count * SIZE**2)
+    canvas = torch.zeros(count * SIZE**2 + 1)  # the last one catches what falls outside
+    canvas.scatter_reduce_(0, place.flatten(), shade.flatten(), "amax")
     return canvas[:-1].view(count, SIZE, SIZE)

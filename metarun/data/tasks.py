@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TaskSampler:
-    """T of the tasks, `shots` images of each: one batch whose rows have a target for their own task only."""
+    """T of the tasks, `shots` images of each: y[name] [T, B] is known (not -100) in that task's own row."""
 
     images: Tensor  # uint8 [M, C, H, W]
     split: ClassSplit  # its classes sorted by task
@@ -65,5 +65,5 @@ class TaskSampler:
         classes = starts[task, None] + way
         x = pixels(self.images, self.split.rows[classes, image], self.split.turns[classes])
         each = torch.arange(len(self.names), device=x.device)[:, None, None]
-        y = torch.where(task[:, None] == each, way, -100).flatten(1)  # [tasks, T*B]
-        return Batch(x.flatten(0, 1), dict(zip(self.names, y.unbind(), strict=True)))
+        y = torch.where(task[:, None] == each, way, -100)  # [tasks, T, B]
+        return Batch(x, dict(zip(self.names, y.unbind(), strict=True)))

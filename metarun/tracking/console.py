@@ -141,7 +141,7 @@ class Console:
 
 
 def describe(values: dict[str, float], prefix: str) -> list[str]:
-    """`{"train/loss": 0.5, "train/accuracy": 0.9}` -> `["loss 0.5000", "accuracy 90.0%"]`."""
+    """`{"train/loss": 0.5, "train/accuracy": 0.9}` -> `["loss 0.500", "accuracy 90.0%"]`."""
     words = []
     for tag, value in values.items():
         name = tag.removeprefix(prefix)
@@ -205,16 +205,16 @@ def _caption(result: dict[str, Any]) -> str:
     test, protocol = result["test"], result.get("protocol", {})
     metrics = _metrics((test.get("by_step") or [test])[0])
     tasks = next((metric["tasks"] for metric in metrics.values() if "tasks" in metric), None)
-    words = [str(result.get("data", ""))]
-    if protocol.get("ways") and protocol.get("shots"):
-        words[0] += f" {protocol['ways']}-way {protocol['shots']}-shot"
+    ways = f"{protocol['ways']}-way" if protocol.get("ways", 1) > 1 else ""
+    shots = f"{protocol['shots']}-shot" if protocol.get("shots") else ""
+    words = [" ".join(filter(None, (str(result.get("data", "")), ways, shots)))]
     words += [f"{tasks:,} test tasks"] if tasks else []
     return ", ".join([*words, "mean ± 95% CI", "* = reported"])
 
 
 def _home(run_dir: Path) -> Path:
     """The folder of the runs to compare: the sweep, or all of outputs/."""
-    if "sweeps" in run_dir.parts:
+    if [folder.name for folder in run_dir.parents][2:3] == ["sweeps"]:  # sweeps/<date>/<time>_<name>/<run>
         return run_dir.parent
     return next((folder for folder in run_dir.parents if folder.name == "outputs"), run_dir.parent)
 

@@ -68,6 +68,7 @@ def test_eight_strided_convolutions_fit_omniglot_and_mini_imagenet(side: int) ->
         ((1, 28, 28), {"pool": [2, 2]}, "backbone.pool has 2 entries and backbone.channels 4"),
         ((1, 28, 28), {"stride": 0}, "backbone.stride=.* below 1"),
         ((1, 28, 28), {"norm": "bach"}, "backbone.norm=bach"),
+        ((1, 28, 28), {"dropout": 1.5}, "backbone.dropout=1.5"),
         ((1,), {}, "backbone=mlp"),
     ],
 )
@@ -118,6 +119,20 @@ def test_first_and_second_derivatives_match_finite_differences(kind: str, reduce
 
     assert torch.autograd.gradcheck(call, tuple(trunk.parameters()), fast_mode=True)
     assert torch.autograd.gradgradcheck(call, tuple(trunk.parameters()), fast_mode=True)
+
+
+@pytest.mark.parametrize("shape", [(6, 3), (6, 3, 4, 4)])
+def test_given_the_batchs_own_statistics_batch_norm_and_its_gradient_are_the_same(shape: tuple[int, ...]) -> None:
+    norm, x = BatchNorm(3).double(), torch.randn(shape, dtype=torch.float64)
+    axes = [d for d in range(x.ndim) if d != 1]
+
+    def given(v: Tensor) -> Tensor:
+        var, mean = torch.var_mean(v, axes, correction=0)
+        return functional_call(norm, {"mean": mean, "var": var}, (v,))
+
+    torch.testing.assert_close(given(x), norm(x))
+    slopes = [grad(lambda v, f=f: f(v).sin().sum())(x) for f in (given, norm)]
+    torch.testing.assert_close(*slopes)
 
 
 def test_inputs_are_left_as_they_were() -> None:

@@ -118,6 +118,7 @@ def test_a_gradient_of_a_gradient_passes_through_dropblock() -> None:
     [
         ((3, 12, 12), {}, "16x16 pixels; the data gives 12x12"),
         ((1,), {}, "backbone=mlp"),
+        ((3, 16, 16), {"dropblock_size": 0}, "backbone.dropblock_size=0"),
         ((3, 16, 16), {"dropblock": 1.0}, "backbone.dropblock=1.0"),
     ],
 )

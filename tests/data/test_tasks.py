@@ -39,17 +39,18 @@ def test_all_classes_may_be_one_task(numbered: Numbered) -> None:
     collection = numbered(COUNTS, GROUPS)
     batch = drawn.gather(drawn.draw(3, seeded()))
     assert batch.y["all"].equal(collection.labels[numbers(batch.x)])
+    assert batch.x.shape[:2] == (1, 50)
 
 
 def test_a_row_has_a_target_in_its_own_head_only_and_it_is_right(numbered: Numbered) -> None:
     collection = numbered(COUNTS, GROUPS)
     drawn = sampler(collection, "group", 40)
     batch = drawn.gather(drawn.draw(3, seeded()))
-    assert batch.x.shape == (120, 1, 3, 3)
-    classes = collection.labels[numbers(batch.x)].tolist()
+    assert batch.x.shape == (3, 40, 1, 3, 3)
+    classes = collection.labels[numbers(batch.x)].flatten().tolist()
     for row, c in enumerate(classes):
         own = [other for other, group in enumerate(GROUPS) if group == GROUPS[c]]
-        targets = {name: int(y[row]) for name, y in batch.y.items()}
+        targets = {name: int(y.flatten()[row]) for name, y in batch.y.items()}
         assert targets.pop(GROUPS[c]) == own.index(c)
         assert set(targets.values()) == {-100}
 
@@ -64,7 +65,7 @@ def test_tasks_are_not_repeated_and_fewer_may_be_drawn(numbered: Numbered) -> No
 def test_every_class_and_image_is_reached_and_no_padding(numbered: Numbered) -> None:
     collection = numbered(COUNTS, GROUPS)
     drawn = sampler(collection, "group", 6000)
-    images = numbers(drawn.gather(drawn.draw(3, seeded())).x)
+    images = numbers(drawn.gather(drawn.draw(3, seeded())).x).flatten()
     seen = torch.bincount(images, minlength=sum(COUNTS)).float()
     # An image's chance is 1 / (tasks · classes of its task · images of its class): padding would swell image 0's.
     per_task = torch.tensor([GROUPS.count(group) for group in GROUPS])
@@ -79,7 +80,7 @@ def test_turned_tasks_keep_label_and_turn_together() -> None:
     drawn = sampler(collection, "group", 60, turned=True)
     batch = drawn.gather(drawn.draw(2, seeded()))
     for name, members in (("g", (0, 2)), ("h", (1, 3))):
-        for x, label in zip(batch.x, batch.y[name].tolist()):
+        for x, label in zip(batch.x.flatten(0, 1), batch.y[name].flatten().tolist()):
             if label != -100:
                 turned = torch.rot90(images[members[label % 2]], label // 2, (-2, -1))
                 assert x.equal(turned.float() / 255)

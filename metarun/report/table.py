@@ -1,0 +1,184 @@
+"""The comparison as a table for a terminal, as Markdown and as CSV."""
+
+from __future__ import annotations
+
+import csv
+import math
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from metarun.report.compare import Comparison, Group, Section
+from metarun.report.runs import Run
+
+COLUMNS = (
+    "protocol,group,algo,data,backbone,metric,seeds,mean,ci95,ci95_over,val,adapt_steps,steps,train_s,tasks_per_s,"
+    "difference,difference_ci95,difference_seeds,differs,episodes"
+).split(",")
+
+
+def cells(comparison: Comparison) -> tuple[list[str], list[list[list[str]]]]:
+    """The header, and the rows of each section; what says nothing about any group is left out."""
+    metrics = {group.metric for group in comparison.groups}
+    unit = f" {_unit(*metrics)}" if len(metrics) == 1 else ""
+    header = ["protocol", "group", "seeds", f"test{unit}", "to the best", "validation", "adapt steps", "steps"]
+    header += ["time", "tasks/s"]
+    sections = [[_row(section, group, not unit) for group in section.groups] for section in comparison.sections]
+    rows = [row for section in sections for row in section]
+    shown = [any(row[column] for row in rows) for column in range(len(header))]
+    shown[0] = len(sections) > 1
+    return _only(header, shown), [[_only(row, shown) for row in section] for section in sections]
+
+
+def terminal(comparison: Comparison, plus_minus: str) -> Table:
+    """One table, a rule between protocols, the best of each in bold."""
+    header, sections = cells(comparison)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in header:
+        text = name in ("protocol", "group")
+        table.add_column(name, justify="left" if text else "right", no_wrap=name != "group", overflow="fold")
+    for rows in sections:
+        for number, row in enumerate(rows):
+            told = [Text(cell.replace("±", plus_minus)) for cell in row]
+            table.add_row(*told, style="bold" if number == 0 and len(rows) > 1 else None)
+        table.add_section()
+    return table
+
+
+def markdown(comparison: Comparison) -> str:
+    """A table to paste into a README or an issue."""
+    header, sections = cells(comparison)
+    rule = [":--" if name in ("protocol", "group") else "--:" for name in header]
+    rows = [header, rule, *(row for section in sections for row in section)]
+    return "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows)
+
+
+def notes(comparison: Comparison) -> list[str]:
+    """What the numbers are, and which of them must not be compared."""
+    first, *others = comparison.sections
+    lines = [("A: " if others else "") + _measured(first)]
+    for section in others:
+        lines.append(f"{section.letter}: not comparable with A: {', '.join(section.differs(first))}")
+    several = [group for group in comparison.groups if len(group.runs) > 1]
+    over = {True: "over seeds (Student t)", False: "over test tasks"}
+    if several and len(several) < len(comparison.groups):
+        lines.append(f"± 95% CI: {over[True]}; of a group with one seed {over[False]}")
+    else:
+        lines.append(f"± 95% CI {over[bool(several)]}")
+    if any(group.difference for group in several):
+        among = " of the same protocol" if others else ""
+        lines.append(f"to the best{among}: paired over shared seeds, ± 95% CI (Student t)")
+    return lines
+
+
+def write_csv(comparison: Comparison, file: Path) -> None:
+    """One line for each group; accuracies are fractions, as in all files."""
+    first = comparison.sections[0]
+    varied = sorted({key for group in comparison.groups for key in group.chosen} - set(COLUMNS))
+    with file.open("w", newline="", encoding="utf-8") as stream:
+        writer = csv.DictWriter(stream, [*COLUMNS, *varied], restval="")
+        writer.writeheader()
+        for section in comparison.sections:
+            for group in section.groups:
+                chosen = {key: group.chosen[key] for key in varied if key in group.chosen}
+                writer.writerow({**_record(section, group), "differs": "; ".join(section.differs(first)), **chosen})
+
+
+def _row(section: Section, group: Group, with_unit: bool) -> list[str]:
+    mean, ci = group.test
+    unit = f" {_unit(group.metric)}" if with_unit else ""
+    difference = group.difference
+    apart = ""
+    if difference:
+        apart = _mean_ci(group.metric, difference.mean, difference.ci95, "+")
+        apart += f" ({difference.seeds} seeds)" if difference.seeds < len(group.runs) else ""
+    elif group is section.groups[0] and any(other.difference for other in section.groups):
+        apart = "best"
+    return [
+        section.letter,
+        group.label,
+        str(len(group.runs)),
+        _mean_ci(group.metric, mean, ci) + unit,
+        apart,
+        _mean_ci(group.metric, group.mean(_validation), math.nan),
+        str(group.runs[0].protocol.get("adapt_steps", "")),
+        _range([run.steps for run in group.runs]),
+        _clock(group.mean(lambda run: run.seconds)),
+        _count(group.mean(lambda run: run.tasks_per_s)),
+    ]
+
+
+def _record(section: Section, group: Group) -> dict[str, object]:
+    run, difference = group.runs[0], group.difference
+    mean, ci = group.test
+    return {
+        "protocol": section.letter,
+        "group": group.label,
+        **run.names,
+        "metric": group.metric,
+        "seeds": " ".join(str(run.seed) for run in group.runs),
+        "mean": _exact(mean),
+        "ci95": _exact(ci),
+        "ci95_over": "seeds" if len(group.runs) > 1 else "tasks",
+        "val": _exact(group.mean(_validation)),
+        "adapt_steps": run.protocol.get("adapt_steps", ""),
+        "steps": _exact(group.mean(lambda run: run.steps)),
+        "train_s": _exact(group.mean(lambda run: run.seconds)),
+        "tasks_per_s": _exact(group.mean(lambda run: run.tasks_per_s)),
+        "difference": _exact(difference.mean) if difference else "",
+        "difference_ci95": _exact(difference.ci95) if difference else "",
+        "difference_seeds": difference.seeds if difference else "",
+        "episodes": run.protocol.get("episodes", ""),
+    }
+
+
+def _measured(section: Section) -> str:
+    """`omniglot, 5-way 1-shot, 600 test tasks, <norm>`."""
+    protocol = section.protocol
+    ways = f"{protocol['ways']}-way" if protocol.get("ways", "1") != "1" else ""
+    shots = f"{protocol['shots']}-shot" if "shots" in protocol else ""
+    words = [protocol["data"], " ".join(filter(None, (ways, shots))), f"{protocol['test tasks']} test tasks"]
+    return ", ".join(filter(None, [*words, protocol.get("norm", "")]))
+
+
+def _validation(run: Run) -> float | None:
+    return run.val.mean if run.val else None
+
+
+def _unit(metric: str) -> str:
+    return "accuracy (%)" if metric == "accuracy" else metric
+
+
+def _mean_ci(metric: str, mean: float, ci: float, sign: str = "") -> str:
+    """`98.70 ± 0.30`; nothing for a mean that is not known."""
+    scale, digits = (100, ".2f") if metric == "accuracy" else (1, ".4g")
+    told = f"{scale * mean:{sign}{digits}}"
+    return told if math.isnan(ci) else f"{told} ± {scale * ci:{digits}}"
+
+
+def _range(numbers: list[int | None]) -> str:
+    known = [number for number in numbers if number is not None]
+    return "-".join(f"{number:,}" for number in sorted({min(known), max(known)})) if known else ""
+
+
+def _clock(seconds: float) -> str:
+    """`22s`, `4:05`, `1:02:03`."""
+    if math.isnan(seconds):
+        return ""
+    minutes, second = divmod(round(seconds), 60)
+    hours, minute = divmod(minutes, 60)
+    return f"{hours}:{minute:02}:{second:02}" if hours else f"{minute}:{second:02}" if minute else f"{second}s"
+
+
+def _count(number: float) -> str:
+    return "" if math.isnan(number) else f"{number:,.0f}"
+
+
+def _exact(number: float) -> float | str:
+    return "" if math.isnan(number) else number
+
+
+def _only(row: list[str], shown: list[bool]) -> list[str]:
+    return [cell for cell, show in zip(row, shown, strict=True) if show]

@@ -1,0 +1,209 @@
+"""Small problems with known content: episodes, networks and every algorithm of conf/algo on them, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from metarun.backbones.cnn import CNN
+from metarun.construct import construct, target_of
+from metarun.data.images import Collection, split_classes
+from metarun.net import Net
+from metarun.types import Algorithm, Batch, Draw, Episode, Head, Heads, Params, Sampler
+
+CONF = Path(__file__).parents[1] / "conf"
+SIDE = 8
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path_factory.mktemp("own") / "cache"
+    monkeypatch.setenv("METARUN_CACHE", str(folder))
+    return folder
+
+
+class Case(NamedTuple):
+    """An algorithm, its float64 parameters, a meta-batch it trains on, and where both are drawn from."""
+
+    algo: Algorithm
+    params: Params
+    sample: Any
+    sampler: Sampler  # of training
+    test: Sampler  # of episodes
+
+
+@dataclass(frozen=True)
+class Double:
+    """A sampler in float64."""
+
+    inner: Any
+
+    @property
+    def heads(self) -> Heads:
+        return self.inner.heads
+
+    @property
+    def fingerprint(self) -> str:
+        return self.inner.fingerprint
+
+    def draw(self, tasks: int, generator: torch.Generator) -> Draw:
+        return self.inner.draw(tasks, generator)
+
+    def gather(self, draw: Draw) -> Any:
+        return double(self.inner.gather(draw))
+
+
+class Identity(nn.Module):
+    """A trunk without parameters: the network is linear, and a squared error quadratic in its weights."""
+
+    def __init__(self, features: int) -> None:
+        super().__init__()
+        self.features = features
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def double(tree: Any) -> Any:
+    return tree_map(lambda t: t.double() if t.is_floating_point() else t, tree)
+
+
+def _trunk(norm: str, dropout: float) -> CNN:
+    return CNN(
+        (1, SIDE, SIDE),
+        channels=[3, 4],
+        stride=2,
+        pool=1,
+        norm=norm,
+        dropout=dropout,
+        flatten=False,
+        hidden=[],
+    )
+
+
+def _net(heads: Heads, norm: str = "batch", norm_stats: str = "batch", dropout: float = 0.0) -> Net:
+    net = Net.build(partial(_trunk, norm, dropout), heads, norm_stats)
+    net.module.double()
+    return net
+
+
+def _episode(tasks: int = 3, ways: int = 3, shots: int = 2, queries: int = 2, seed: int = 0) -> Episode:
+    """Random images in float64; rows go shot by shot."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def batch(each: int) -> Batch:
+        x = torch.rand(tasks, ways * each, 1, SIDE, SIDE, generator=generator, dtype=torch.float64)
+        return Batch(x, {"class": torch.arange(ways).repeat(each).expand(tasks, -1)})
+
+    return Episode(batch(shots), batch(queries))
+
+
+def _collection(groups: int = 4, classes: int = 3, images: int = 6) -> Collection:
+    """Random images of classes in named groups."""
+    total = groups * classes
+    pixels = torch.randint(0, 256, (total * images, 1, SIDE, SIDE), generator=torch.Generator().manual_seed(0))
+    names = tuple(f"g{g}/c{c}" for g in range(groups) for c in range(classes))
+    owners = tuple(name.partition("/")[0] for name in names)
+    return Collection.of(pixels.byte(), torch.arange(total).repeat_interleave(images), names, owners)
+
+
+def _case(name: str, norm: str = "batch", norm_stats: str = "batch", dropout: float = 0.0, **keys: Any) -> Case:
+    import yaml
+
+    section = {**yaml.safe_load((CONF / "algo" / f"{name}.yaml").read_text())["algo"], **keys}
+    collection = _collection()
+    everything = {"train": range(len(collection.names))}
+    data = split_classes("random", collection, everything, {"train": False}, {})
+    test = data.episodes("train", 3, 2, 2)
+    kind = target_of(section, "algo")
+    if kind.trains_on == "episodes":
+        sampler, given = test, {}
+    else:
+        sampler = data.tasks(kind.trains_on, 5)
+        given = {"task_heads": sampler.heads}
+    net = _net(test.heads, norm, norm_stats, dropout)
+    algo = construct(section, "algo", net=net, **given)
+    generator = torch.Generator().manual_seed(0)
+    params = double(algo.init(generator))
+    sample = double(sampler.gather(sampler.draw(6, generator)))
+    return Case(algo, params, sample, Double(sampler), Double(test))
+
+
+def _close(one: Mapping[str, Tensor], other: Mapping[str, Tensor], tolerance: float = 1e-9) -> bool:
+    """Whether two trees of the same names differ by no more than `tolerance`, and are not all zero."""
+    assert one.keys() == other.keys()
+    assert any(bool(t.any()) for t in one.values())
+    return all(torch.allclose(one[n], other[n], rtol=tolerance, atol=tolerance) for n in one)
+
+
+def _write_images(root: Path, groups: int = 4, classes: int = 4, images: int = 8, side: int = 12) -> Path:
+    """Class folders of easy images: a block pattern of the class's own, with noise."""
+    generator = torch.Generator().manual_seed(0)
+    for g in range(groups):
+        for c in range(classes):
+            folder = root / f"g{g}" / f"c{c}"
+            folder.mkdir(parents=True)
+            blocks = torch.randint(0, 2, (side // 4, side // 4), generator=generator).float() * 200
+            pattern = blocks.repeat_interleave(4, 0).repeat_interleave(4, 1)
+            for i in range(images):
+                noise = torch.randint(0, 55, (side, side), generator=generator)
+                Image.fromarray((pattern + noise).byte().numpy()).save(folder / f"{i}.png")
+    return root
+
+
+@pytest.fixture(params=sorted(path.stem for path in (CONF / "algo").glob("*.yaml")))
+def algo_name(request: pytest.FixtureRequest) -> str:
+    """Every algorithm there is."""
+    return request.param
+
+
+@pytest.fixture
+def case() -> Callable[..., Case]:
+    return _case
+
+
+@pytest.fixture
+def episode() -> Callable[..., Episode]:
+    return _episode
+
+
+@pytest.fixture
+def conv_net() -> Callable[..., Net]:
+    """conv_net(norm, norm_stats, dropout): two small convolutions, three classes, float64."""
+    return partial(_net, {"class": Head("class", 3)})
+
+
+@pytest.fixture
+def linear_net() -> Net:
+    """y = w·x + b with squared error, for x of two entries."""
+    net = Net.build(partial(Identity, 2), {"y": Head("value", 1)}, "batch")
+    net.module.double()
+    return net
+
+
+@pytest.fixture
+def points() -> Episode:
+    """Regression episodes for `linear_net`: 3 tasks of 5 support and 4 query points."""
+    g = torch.Generator().manual_seed(0)
+    x = torch.randn(3, 9, 2, generator=g, dtype=torch.float64)
+    y = torch.randn(3, 9, 1, generator=g, dtype=torch.float64)
+    return Episode(Batch(x[:, :5], {"y": y[:, :5]}), Batch(x[:, 5:], {"y": y[:, 5:]}))
+
+
+@pytest.fixture
+def close() -> Callable[..., bool]:
+    return _close
+
+
+@pytest.fixture
+def write_images() -> Callable[..., Path]:
+    return _write_images
