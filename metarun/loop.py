@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -19,11 +20,12 @@ from metarun.types import Algorithm, Metrics, Params, Sampler, UserError
 
 
 class Stopped(KeyboardInterrupt):
-    """SIGINT or SIGTERM came; what was reached is saved."""
+    """SIGINT or SIGTERM came. What was reached is saved first, unless it has to end at once."""
 
-    def __init__(self, signal: int) -> None:
+    def __init__(self, signal: int, at_once: bool = False) -> None:
         super().__init__(f"stopped by signal {signal}")
         self.signal = signal
+        self.at_once = at_once
         self.folder: Path | None = None  # to resume from
 
 
@@ -62,7 +64,7 @@ class State:
     optimizer: torch.optim.Optimizer
     parallel: Parallel | None = None
     step: int = 0
-    validated: int = 0  # the step of the last validation
+    validated: int = -1  # the step of the last validation
     stale: int = 0  # validations since the best one
     best: dict[str, Any] | None = None  # {"step": int, "score": float, "val": scores}
     seconds: float = 0.0  # of all sessions, validation included
@@ -78,10 +80,13 @@ class State:
 
     def restore(self, saved: dict[str, Any]) -> None:
         load_params(self.params, saved["params"])
-        try:
-            self.optimizer.load_state_dict(saved["optimizer"])
-        except ValueError as error:
-            raise UserError(f"optim= differs from the run to resume ({error}). Leave it out.") from error
+        groups = self.optimizer.param_groups
+        typed = [{name: value for name, value in group.items() if name != "params"} for group in groups]
+        if [set(group) for group in groups] != [set(group) for group in saved["optimizer"]["param_groups"]]:
+            raise UserError("optim= is another optimiser than that of the run to resume. Leave it out.")
+        self.optimizer.load_state_dict(saved["optimizer"])
+        for group, options in zip(self.optimizer.param_groups, typed, strict=True):
+            group.update(options)  # what is typed when resuming wins
         self.parallel = saved["parallel"] and Parallel(*saved["parallel"])
         for name in SCALARS:
             setattr(self, name, saved[name])
@@ -146,9 +151,10 @@ class Loop:
                 self.tracker.step(state.step)
                 if state.step % self.plan.log_every == 0:
                     self._flush(state, window)
-        except Stopped:
-            self._flush(state, window)
-            self._save("last.pt", state.dump(), state)
+        except Stopped as stopped:
+            if not stopped.at_once:  # else it may have come in the middle of an update
+                self._flush(state, window)
+                self._save("last.pt", state.dump(), state)
             raise
 
     def _exhausted(self, state: State) -> bool:
@@ -219,6 +225,8 @@ class Loop:
         val = self.validate(state)
         scores = {name: s for name, s in val.items() if name != "by_step"}
         score = scores["accuracy"]["mean"] if "accuracy" in scores else -scores["mse"]["mean"]
+        if math.isnan(score):
+            score = -math.inf  # else no later score would beat it
         state.validated = state.step
         if state.best is None or score > state.best["score"]:
             state.best = {"step": state.step, "score": score, "val": scores}

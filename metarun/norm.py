@@ -27,12 +27,14 @@ class BatchNorm(nn.Module):
         self.register_buffer("var", None)
 
     def forward(self, x: Tensor) -> Tensor:
+        each = (-1, *[1] * (x.ndim - 2))
         if self.mean is None or self.var is None:
-            return F.batch_norm(x, None, None, self.weight, self.bias, training=True, eps=self.eps)
+            # Not F.batch_norm's own weight: its second derivative under vmap is wrong (torch 2.13).
+            x = F.batch_norm(x, None, None, training=True, eps=self.eps)
+            return x * self.weight.view(each) + self.bias.view(each)
         # F.batch_norm takes given statistics for constants; these depend on the parameters.
         scale = self.weight / (self.var + self.eps).sqrt()
         shift = self.bias - scale * self.mean
-        each = (-1, *[1] * (x.ndim - 2))
         return x * scale.view(each) + shift.view(each)
 
 

@@ -6,49 +6,71 @@ from pathlib import Path
 
 GROUPS = ("algo", "data", "backbone", "optim", "schedule", "device", "experiment")
 
+# What is typed, and what for. Each is held against the config by a test.
+KEYS = (
+    ("data.ways=5", "classes in a task"),
+    ("data.shots=1", "images of each class to learn from (data.queries=15: to be judged by)"),
+    ("data.root=DIR", "where the data set lies, if the variable METARUN_DATA does not say so"),
+    ("train.steps=2500", "meta-steps, of train.tasks=32 tasks each (train.max_time=10m ends sooner)"),
+    ("algo.inner_lr=0.4", "step size within a task, for algo.inner_steps=1 steps"),
+    ("optim.lr=0.001", "step size of the meta-optimiser"),
+    ("val.every=250", "validate and save; val.patience=5 stops after so many without a better one"),
+    ("test.data=omniglot", "meta-test on another data set (test.tasks=600, test.adapt_steps=3)"),
+    ("norm_stats=support", "batch norm sees the support set only; the default is batch, transductive"),
+    ("seed=0", "of weights and tasks; the test tasks are the same for every seed"),
+)
+EXAMPLES = (
+    ("metarun", "MAML on generated characters, two minutes"),
+    ("metarun algo=reptile data=omniglot data.shots=5 seed=1", "another algorithm, five images per class"),
+    ("metarun -m algo=maml,reptile,mtl seed=0,1,2", "nine runs, one after the other"),
+    ("metarun data=folder data.root=photos norm_stats=support", "your own images"),
+    ("metarun resume=outputs/2026-11-21/10-12-33_maml_omniglot", "go on after Ctrl-C"),
+)
+
 PAGE = """\
 metarun: meta-learning and multi-task learning in PyTorch.
 
   metarun [group=choice ...] [key=value ...]
 
-One run builds data, network and algorithm, meta-trains, meta-tests on fixed episodes, and leaves a directory
-under outputs/ with result.json, metrics.jsonl, TensorBoard events and checkpoints.
+One run builds data, network and algorithm, meta-trains, meta-tests on fixed tasks, and leaves a directory under
+outputs/ with result.json, metrics.jsonl, TensorBoard events and checkpoints.
 
+Groups and their choices
 {groups}
 Keys people change most
-  seed=0                 data.ways=5  data.shots=1  data.queries=1
-  data.root=DIR          where the data set lies (or the variable METARUN_DATA)
-  train.steps=2500       train.tasks=32 (per meta-step)   train.max_time=10m
-  algo.inner_lr=0.4      algo.inner_steps=1
-  optim.lr=0.001         norm_stats=batch|support (transductive or inductive batch norm)
-  val.every=250          val.patience=5 (validations without a better one before stopping)
-  test.tasks=600         test.adapt_steps=3               test.data=omniglot (another data set)
-  resume=RUN_DIR         go on with a run; with test.only=true, repeat its meta-test
-  parallel=auto          loop, vmap: how tasks are mapped   chunk=16 (tasks at a time)
+{keys}
 
 Examples
-  metarun                                                    MAML on generated characters, two minutes
-  metarun algo=reptile data=omniglot data.shots=5 seed=1     another algorithm, five images per class
-  metarun -m algo=maml,reptile,mtl seed=0,1,2                nine runs, one after the other
-  metarun data=folder data.root=photos norm_stats=support    your own images
-  metarun resume=outputs/2026-11-21/10-12-33_maml_omniglot   after Ctrl-C
+{examples}
 
-  metarun --cfg job prints the config, metarun -sc install=bash completes it in the shell, ./conf adds to it.
-  metarun report DIR compares runs, tensorboard --logdir outputs shows their curves."""
-
-
-def help_page(conf: Path) -> str:
-    """The whole page."""
-    return PAGE.format(groups="\n".join(_group(conf / group) for group in GROUPS))
+More
+  metarun report outputs                compare runs; tensorboard --logdir outputs shows their curves
+  metarun resume=RUN_DIR train.steps=N  go on with a run; test.only=true repeats its meta-test
+  metarun algo=mtl --cfg job            all keys and values of a run, without running it
+  eval "$(metarun -sc install=bash)"    complete groups, choices and keys in the shell
+  conf/algo/mine.yaml                   in a conf folder where you start metarun: a choice of your own"""
 
 
-def _group(folder: Path) -> str:
-    lines = [f"{folder.name}="]
-    lines += [f"  {file.stem:<20} {_comment(file)}" for file in sorted(folder.glob("*.yaml"))]
-    return "\n".join(lines) + "\n"
+def help_page(*folders: Path) -> str:
+    """The whole page; the choices of each conf folder."""
+    return PAGE.format(
+        groups="\n".join(_group(group, folders) for group in GROUPS),
+        keys=_columns(KEYS),
+        examples=_columns(EXAMPLES),
+    )
 
 
-def _comment(file: Path) -> str:
+def _group(group: str, folders: tuple[Path, ...]) -> str:
+    files = {file.stem: file for folder in folders for file in (folder / group).glob("*.yaml")}
+    return f"{group}=\n" + _columns([(f"  {name}", comment(files[name])) for name in sorted(files)]) + "\n"
+
+
+def _columns(rows: tuple[tuple[str, str], ...] | list[tuple[str, str]]) -> str:
+    width = max((len(left) for left, _ in rows), default=0)
+    return "\n".join(f"  {left.ljust(width)}  {right}" for left, right in rows)
+
+
+def comment(file: Path) -> str:
     """The first comment of a YAML file that is not an instruction to Hydra."""
-    comments = (line[2:].strip() for line in file.read_text().splitlines() if line.startswith("# "))
+    comments = (line[2:].strip() for line in file.read_text(encoding="utf-8").splitlines() if line.startswith("# "))
     return next((c for c in comments if not c.startswith("@")), "")

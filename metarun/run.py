@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import signal
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -42,6 +43,7 @@ class Order:
     test_data: Config | None
     folder: Path
     label: str  # of a repeated meta-test's result file
+    remember: Callable[[], None]  # keeps the config of a resumed run, once it is known to go on
 
 
 class Signals:
@@ -55,8 +57,9 @@ class Signals:
 
     def _note(self, number: int, _: FrameType | None) -> None:
         if self.came is not None or not self.patient:
-            raise Stopped(number)
+            raise Stopped(number, at_once=True)
         self.came = number
+        os.write(2, b"\nmetarun: stopping after this step; once more stops at once.\n")
 
     def check(self) -> None:
         if self.came is not None:
@@ -73,9 +76,13 @@ def run(order: Order) -> dict[str, Any]:
         state = _start(order, parts)
         draw = _draw(parts.test_sampler, parts.test.tasks, parts.test.seed)
         record |= result.facts(parts, state.params, episodes_hash(parts.test_sampler, draw))
+        if parts.root.resume is not None:
+            record |= result.progress(parts, state)
         if parts.test.only:
             trackers = Trackers.of_test(parts.train.steps, order.folder)
         else:
+            if parts.root.resume is not None:
+                order.remember()
             trackers = Trackers.of_training(parts.train.steps, order.folder, state.step)
         with trackers.closing(record):
             _begin(order, parts, trackers, record)
@@ -91,16 +98,18 @@ def run(order: Order) -> dict[str, Any]:
 @contextmanager
 def _recorded(order: Order, record: dict[str, Any]) -> Iterator[None]:
     """Writes the result file at the end, come what may; a run that could not be resumed keeps its old one."""
-    handler = logging.FileHandler(order.folder / "run.log")
+    only = order.config["test"]["only"]
+    handler = logging.NullHandler() if only else logging.FileHandler(order.folder / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    path = order.folder / (f"result-{order.label}.json" if order.config["test"]["only"] else "result.json")
+    path = order.folder / (f"result-{order.label}.json" if only else "result.json")
     try:
         yield
     except Stopped as stopped:
         record["status"] = "interrupted"
-        stopped.folder = order.folder if record["steps"] else None
+        saved = (order.folder / "checkpoints" / "last.pt").exists()
+        stopped.folder = order.folder if saved else None
         raise
     except UserError as error:
         record["error"] = str(error)

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from metarun.types import UserError
+from metarun.construct import shown
+from metarun.errors import UserError
 
 AT_LEAST = {
     "data.ways": 1,
@@ -31,7 +32,13 @@ AT_LEAST = {
     "device.threads": 1,
     "chunk": 1,
     "seed": 0,
+    "optim.lr": 0,
+    "optim.weight_decay": 0,
+    "algo.inner_lr": 0,
+    "train.clip_value": 0,
+    "train.clip_norm": 0,
 }
+SECTIONS = ("algo", "data", "backbone", "optim", "schedule", "device", "train", "val", "test")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -93,10 +100,22 @@ def seconds(text: str | float | None) -> float:
     return float(found[1]) * UNITS[found[2] or "s"]
 
 
+def check_sections(config: Mapping[str, Any]) -> None:
+    """Refuses a config of which a section was deleted or made a number."""
+    for section in SECTIONS:
+        if not isinstance(config.get(section), Mapping):
+            raise UserError(
+                f"{section}={shown(config.get(section))} is no section of the config. "
+                f"Set its keys one by one, as {section}.key=value."
+            )
+    if "seed" not in config:
+        raise UserError("seed is missing. Give it a value.")
+
+
 def check_bounds(config: Mapping[str, Any]) -> None:
-    """Refuses counts that cannot be: zero steps, a negative number of ways."""
+    """Refuses numbers that cannot be: zero steps, a negative learning rate."""
     for key, least in AT_LEAST.items():
         section, _, name = key.rpartition(".")
         value = (config[section] if section else config).get(name)
-        if isinstance(value, int) and value < least:
-            raise UserError(f"{key}={value} is too small: it must be at least {least}.")
+        if isinstance(value, int | float) and value < least:
+            raise UserError(f"{key}={value} is too small. Give {least} or more.")

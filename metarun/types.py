@@ -12,14 +12,12 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from metarun.errors import UserError  # noqa: F401 (who knows the other words finds it here)
+
 Params = dict[str, Tensor]
 Targets = dict[str, Tensor]
 Outputs = dict[str, Tensor]
 Metrics = dict[str, Tensor]
-
-
-class UserError(Exception):
-    """A mistake the user can mend: one line that names the key, its value and the remedy."""
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,8 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
+import torch.nn.functional as F
+import yaml
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
@@ -96,6 +98,21 @@ def _net(heads: Heads, norm: str = "batch", norm_stats: str = "batch", dropout: 
     return net
 
 
+def _plain_logits(params: Params, x: Tensor, source: Tensor) -> Tensor:
+    """The network of `_net` written out: batch norm by the statistics of `source` in every layer."""
+    for block in range(2):
+        name = f"trunk.blocks.{block}"
+        weight, bias = params[f"{name}.conv.weight"], params[f"{name}.conv.bias"]
+        x, source = (F.conv2d(t, weight, bias, stride=2, padding=1) for t in (x, source))
+        if f"{name}.norm.weight" in params:
+            mean = source.mean((0, 2, 3), keepdim=True)
+            var = ((source - mean) ** 2).mean((0, 2, 3), keepdim=True)
+            scale, shift = (params[f"{name}.norm.{part}"][:, None, None] for part in ("weight", "bias"))
+            x, source = ((t - mean) / (var + 1e-5).sqrt() * scale + shift for t in (x, source))
+        x, source = x.clamp(min=0), source.clamp(min=0)
+    return x.mean((2, 3)) @ params["head.weight"].T + params["head.bias"]
+
+
 def _episode(tasks: int = 3, ways: int = 3, shots: int = 2, queries: int = 2, seed: int = 0) -> Episode:
     """Random images in float64; rows go shot by shot."""
     generator = torch.Generator().manual_seed(seed)
@@ -117,8 +134,6 @@ def _collection(groups: int = 4, classes: int = 3, images: int = 6) -> Collectio
 
 
 def _case(name: str, norm: str = "batch", norm_stats: str = "batch", dropout: float = 0.0, **keys: Any) -> Case:
-    import yaml
-
     section = {**yaml.safe_load((CONF / "algo" / f"{name}.yaml").read_text())["algo"], **keys}
     collection = _collection()
     everything = {"train": range(len(collection.names))}
@@ -180,6 +195,12 @@ def episode() -> Callable[..., Episode]:
 def conv_net() -> Callable[..., Net]:
     """conv_net(norm, norm_stats, dropout): two small convolutions, three classes, float64."""
     return partial(_net, {"class": Head("class", 3)})
+
+
+@pytest.fixture
+def plain_logits() -> Callable[..., Tensor]:
+    """plain_logits(params, x, source): what `conv_net` must compute."""
+    return _plain_logits
 
 
 @pytest.fixture

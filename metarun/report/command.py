@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import os
 import sys
 from pathlib import Path
 
@@ -43,6 +44,9 @@ def report(arguments: list[str]) -> int:
             print(parser.format_help(), end="")
         else:
             _report(wanted)
+        sys.stdout.flush()
+    except BrokenPipeError:  # metarun report | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
     except argparse.ArgumentError as error:
         print(f"metarun: report: {error}. See metarun report --help.", file=sys.stderr)
         return USERS
@@ -96,46 +100,55 @@ def _report(wanted: argparse.Namespace) -> None:
     comparison = compare(runs)
     _print(comparison, wanted.markdown)
     _say_missing(missing)
-    _write(comparison, wanted.csv, wanted.plot)
+    if wanted.csv or wanted.plot:
+        _write(comparison, wanted.csv, wanted.plot)
 
 
 def _print(comparison: Comparison, as_markdown: bool) -> None:
     if as_markdown:
         _say(table.markdown(comparison) + "\n")
     else:
-        terminal = sys.stdout.isatty()
-        console = Console(file=sys.stdout, force_terminal=terminal, width=None if terminal else 160, highlight=False)
-        console.print(table.terminal(comparison, "±" if _utf8() else "+-"))
+        _print_table(comparison)
     for note in table.notes(comparison):
         _say(f"- {note}" if as_markdown else note)
     for run in comparison.older:
         _say(f"left out: {run.folder}: seed {run.seed} was run again later with the same settings")
 
 
+def _print_table(comparison: Comparison) -> None:
+    terminal = sys.stdout.isatty()
+    width = None if terminal else 160  # a file has no width, and a pipe no reason to leave columns out
+    console = Console(file=sys.stdout, force_terminal=terminal, width=width, highlight=False)
+    console.print(table.terminal(comparison, console.width, "±" if _utf8() else "+-"))
+
+
 def _say_missing(missing: list[Missing]) -> None:
     if missing:
-        _say(f"\nleft out: {len(missing)} {'run' if len(missing) == 1 else 'runs'} without a result")
+        _say(f"\nleft out: {len(missing)} {'run' if len(missing) == 1 else 'runs'} without a readable, finished result")
     for run in missing:
         _say(f"  {run.place}: {run.why[:LONGEST]}")
 
 
 def _write(comparison: Comparison, csv: Path | None, plot: Path | None) -> None:
     """The files that were asked for."""
+    bare = []
     writing = csv
     try:
         if csv:
             table.write_csv(comparison, csv)
-            _say(f"\ntable      {csv}")
         writing = plot
         if plot:
             from metarun.report.plot import write_plot  # matplotlib takes a moment to import
 
             bare = write_plot(comparison, plot)
-            _say(f"\ncurves     {plot}")
-            for group in bare:
-                _say(f"  without a curve: {group.label} (no validation in metrics.jsonl that all its seeds reached)")
     except OSError as error:
         raise Mistake(f"cannot write {writing}: {error.strerror or error}. Give a file that can be written.") from error
+    _say("")
+    for name, file in (("table", csv), ("curves", plot)):
+        if file:
+            _say(f"{name:<11}{file}")
+    for group in bare:
+        _say(f"  without a curve: {group.label} (no validation in metrics.jsonl that all its seeds reached)")
 
 
 def _say(text: str) -> None:

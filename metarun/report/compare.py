@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from string import ascii_uppercase
+from itertools import chain
 from statistics import fmean
+from string import ascii_uppercase
 from typing import Any
 
 from metarun.report.interval import mean_t
 from metarun.report.runs import METRICS, Run
 
+Members = tuple[Run, ...]  # of one group, by seed
 GROUPS = ("algo", "data", "backbone")
+TASK = ("ways", "shots", "queries", "test tasks")
 # What does not change what is learned or measured. Test episodes are held against each other by their hash.
 ASIDE = ("seed", "name", "resume", "parallel", "chunk", "device", "data.root", "test.root", "test.only")
 ASIDE_IN = ("device.", "train.log_every")
@@ -32,7 +34,7 @@ class Difference:
 class Group:
     """Runs that differ in their seed only, one for each seed."""
 
-    runs: tuple[Run, ...]
+    runs: Members
     chosen: dict[str, str]  # what tells it from the others
     difference: Difference | None = None
 
@@ -66,10 +68,20 @@ class Section:
     protocol: dict[str, str]
     groups: tuple[Group, ...]
 
+    @property
+    def task(self) -> str:
+        """`omniglot, 5-way 1-shot, 600 test tasks`."""
+        ways = f"{self.protocol['ways']}-way" if self.protocol.get("ways", "1") != "1" else ""
+        shots = f"{self.protocol['shots']}-shot" if "shots" in self.protocol else ""
+        kind = " ".join(filter(None, (ways, shots)))
+        return ", ".join(filter(None, (self.protocol["data"], kind, f"{self.protocol['test tasks']} test tasks")))
+
     def differs(self, other: Section) -> list[str]:
         """`shots 5 (A: 1)` for each key of the protocol in which it differs from another section."""
-        keys = dict.fromkeys([*self.protocol, *other.protocol])
         mine, theirs = self.protocol, other.protocol
+        keys = dict.fromkeys([*mine, *theirs])
+        if mine["data"] != theirs["data"]:  # then its splits and episodes do anyway
+            keys = dict.fromkeys(["data", "metric", *TASK, "norm"])
         return [
             f"{key} {_short(mine.get(key))} ({other.letter}: {_short(theirs.get(key))})"
             for key in keys
@@ -98,14 +110,16 @@ def compare(runs: Iterable[Run]) -> Comparison:
         if run.seed in seeds:
             older.append(seeds[run.seed])  # the same seed twice is no second sample
         seeds[run.seed] = run
-    members = [tuple(run for _, run in sorted(seeds.items())) for seeds in by_identity.values()]
-    groups = [Group(runs, chosen) for runs, chosen in zip(members, _chosen([m[0] for m in members]), strict=True)]
-    by_protocol: dict[Any, list[Group]] = {}
-    for group in groups:
-        by_protocol.setdefault(tuple(_protocol(group.runs[0]).items()), []).append(group)
+    by_protocol: dict[Any, list[Members]] = {}
+    for seeds in by_identity.values():
+        members = tuple(run for _, run in sorted(seeds.items()))
+        by_protocol.setdefault(tuple(_protocol(members[0]).items()), []).append(members)
+    names = [
+        name for name in GROUPS if name == "algo" or len({m[0].names[name] for m in chain(*by_protocol.values())}) > 1
+    ]
     largest_first = sorted(by_protocol.items(), key=lambda item: (-len(item[1]), str(item[0])))
     sections = [
-        Section(_letter(number), dict(protocol), _ranked(groups))
+        Section(_letter(number), dict(protocol), _ranked(list(map(Group, groups, _chosen(groups, names)))))
         for number, (protocol, groups) in enumerate(largest_first)
     ]
     return Comparison(tuple(sections), tuple(older))
@@ -118,35 +132,38 @@ def _identity(run: Run) -> tuple[Any, ...]:
 
 
 def _protocol(run: Run) -> dict[str, str]:
-    """What must be equal for numbers to be comparable. Adaptation steps are a method's own choice, shown in a column."""
+    """What must be equal for numbers to be comparable; adaptation steps are a method's own choice."""
     rest = {key: str(run.protocol[key]) for key in sorted(run.protocol) if key not in ("adapt_steps", "test_data")}
-    first = {key: rest.pop(key) for key in ("ways", "shots", "queries") if key in rest}
+    rest["test tasks"] = str(run.test.tasks)
+    task = {key: rest.pop(key) for key in TASK if key in rest}
     data = str(run.protocol.get("test_data") or run.names["data"])
-    return {"data": data, "metric": run.metric, **first, "test tasks": str(run.test.tasks), **rest}
+    return {"data": data, "metric": run.metric, **task, **rest}
 
 
 def _counts(key: str) -> bool:
     return key not in ASIDE and not key.startswith(ASIDE_IN)
 
 
-def _chosen(runs: Sequence[Run]) -> list[dict[str, str]]:
-    """What names each group: the algorithm, and of the rest what was typed and differs."""
-    typed = sorted({key for run in runs for key in run.typed if _counts(key) and key not in GROUPS})
-    keys = _differing(runs, typed)
-    names = [name for name in GROUPS if name == "algo" or len({run.names[name] for run in runs}) > 1]
-    chosen = [{name: run.names[name] for name in names} | _pick(run, keys) for run in runs]
-    # The same words typed, yet another config: the defaults have changed, or an own conf/ was there.
-    marks = [(tuple(words.items()), tuple(_protocol(run).items())) for words, run in zip(chosen, runs, strict=True)]
-    count = Counter(marks)
-    for number, mark in enumerate(marks):
-        if count[mark] > 1:
-            twins = [run for run, other in zip(runs, marks, strict=True) if other == mark]
-            chosen[number] |= _pick(runs[number], _differing(twins, sorted(filter(_counts, runs[number].settings))))
+def _chosen(groups: Sequence[Members], names: Sequence[str]) -> list[dict[str, str]]:
+    """What names each group of a section: its parts, and what was typed for it and differs from another group."""
+    firsts = [runs[0] for runs in groups]
+    keys = _differing(firsts, {key for runs in groups for run in runs for key in run.typed if key not in GROUPS})
+    chosen = []
+    for runs in groups:
+        typed = {key for run in runs for key in run.typed}
+        chosen.append({name: runs[0].names[name] for name in names} | _pick(runs[0], filter(typed.__contains__, keys)))
+    # The same words typed, yet another config: an experiment, other defaults, a conf/ of one's own.
+    words = [tuple(pairs.items()) for pairs in chosen]
+    for word in {word for word in words if words.count(word) > 1}:
+        twins = [number for number, other in enumerate(words) if other == word]
+        own = _differing([firsts[number] for number in twins], {key for n in twins for key in firsts[n].settings})
+        for number in twins:
+            chosen[number] |= _pick(firsts[number], own)
     return chosen
 
 
 def _differing(runs: Sequence[Run], keys: Iterable[str]) -> list[str]:
-    return [key for key in keys if len({run.settings.get(key) for run in runs}) > 1]
+    return [key for key in sorted(keys) if _counts(key) and len({run.settings.get(key) for run in runs}) > 1]
 
 
 def _pick(run: Run, keys: Iterable[str]) -> dict[str, str]:

@@ -14,15 +14,19 @@ from metarun.report.compare import Comparison, Group, Section
 from metarun.report.runs import Run
 
 COLUMNS = (
-    "protocol,group,algo,data,backbone,metric,seeds,mean,ci95,ci95_over,val,adapt_steps,steps,train_s,tasks_per_s,"
-    "difference,difference_ci95,difference_seeds,differs,episodes"
-).split(",")
+    *("protocol", "group", "algo", "data", "backbone", "metric", "seeds", "mean", "ci95", "ci95_over", "val"),
+    *("adapt_steps", "steps", "train_s", "tasks_per_s", "difference", "difference_ci95", "difference_seeds"),
+    *("differs", "episodes"),
+)
+
+SPARE = ("tasks/s", "time", "steps", "adapt steps", "validation", "to the best")  # the first that a terminal can miss
+NARROW = 28  # letters to which a group's name may be wrapped
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[list[str]]]]:
     """The header, and the rows of each section; what says nothing about any group is left out."""
     metrics = {group.metric for group in comparison.groups}
-    unit = f" {_unit(*metrics)}" if len(metrics) == 1 else ""
+    unit = f" {_unit(*metrics)}" if len(metrics) == 1 else ""  # else in each cell
     header = ["protocol", "group", "seeds", f"test{unit}", "to the best", "validation", "adapt steps", "steps"]
     header += ["time", "tasks/s"]
     sections = [[_row(section, group, not unit) for group in section.groups] for section in comparison.sections]
@@ -32,17 +36,27 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[list[str]]]]:
     return _only(header, shown), [[_only(row, shown) for row in section] for section in sections]
 
 
-def terminal(comparison: Comparison, plus_minus: str) -> Table:
-    """One table, a rule between protocols, the best of each in bold."""
+def terminal(comparison: Comparison, width: int, plus_minus: str) -> Table:
+    """One table, a rule between protocols, the best of each in bold; columns that do not fit are left out."""
     header, sections = cells(comparison)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in header:
-        text = name in ("protocol", "group")
-        table.add_column(name, justify="left" if text else "right", no_wrap=name != "group", overflow="fold")
+    widths = [max(map(len, column)) for column in zip(header, *(row for rows in sections for row in rows), strict=True)]
+    widths[header.index("group")] = narrow = min(widths[header.index("group")], NARROW)
+    shown = [True] * len(header)
+    for name in SPARE:
+        if name in header and sum(w + 3 for w, show in zip(widths, shown, strict=True) if show) > width:
+            shown[header.index(name)] = False
+    hidden = [name for name, show in zip(header, shown, strict=True) if not show]
+    caption = f"a wider terminal also shows: {', '.join(hidden)}" if hidden else None
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
+    for name in _only(header, shown):
+        if name == "group":
+            table.add_column(name, min_width=narrow, overflow="fold")
+        else:
+            table.add_column(name, justify="left" if name == "protocol" else "right", no_wrap=True)
     for rows in sections:
         for number, row in enumerate(rows):
-            told = [Text(cell.replace("±", plus_minus)) for cell in row]
-            table.add_row(*told, style="bold" if number == 0 and len(rows) > 1 else None)
+            style = "bold" if number == 0 and len(rows) > 1 else None
+            table.add_row(*(Text(cell.replace("±", plus_minus)) for cell in _only(row, shown)), style=style)
         table.add_section()
     return table
 
@@ -58,7 +72,8 @@ def markdown(comparison: Comparison) -> str:
 def notes(comparison: Comparison) -> list[str]:
     """What the numbers are, and which of them must not be compared."""
     first, *others = comparison.sections
-    lines = [("A: " if others else "") + _measured(first)]
+    norm = first.protocol.get("norm")
+    lines = [("A: " if others else "") + first.task + (f", {norm}" if norm else "")]
     for section in others:
         lines.append(f"{section.letter}: not comparable with A: {', '.join(section.differs(first))}")
     several = [group for group in comparison.groups if len(group.runs) > 1]
@@ -88,7 +103,7 @@ def write_csv(comparison: Comparison, file: Path) -> None:
 
 def _row(section: Section, group: Group, with_unit: bool) -> list[str]:
     mean, ci = group.test
-    unit = f" {_unit(group.metric)}" if with_unit else ""
+    unit = f" {'%' if group.metric == 'accuracy' else group.metric}" if with_unit else ""
     difference = group.difference
     apart = ""
     if difference:
@@ -134,15 +149,6 @@ def _record(section: Section, group: Group) -> dict[str, object]:
     }
 
 
-def _measured(section: Section) -> str:
-    """`omniglot, 5-way 1-shot, 600 test tasks, <norm>`."""
-    protocol = section.protocol
-    ways = f"{protocol['ways']}-way" if protocol.get("ways", "1") != "1" else ""
-    shots = f"{protocol['shots']}-shot" if "shots" in protocol else ""
-    words = [protocol["data"], " ".join(filter(None, (ways, shots))), f"{protocol['test tasks']} test tasks"]
-    return ", ".join(filter(None, [*words, protocol.get("norm", "")]))
-
-
 def _validation(run: Run) -> float | None:
     return run.val.mean if run.val else None
 
@@ -154,7 +160,7 @@ def _unit(metric: str) -> str:
 def _mean_ci(metric: str, mean: float, ci: float, sign: str = "") -> str:
     """`98.70 ± 0.30`; nothing for a mean that is not known."""
     scale, digits = (100, ".2f") if metric == "accuracy" else (1, ".4g")
-    told = f"{scale * mean:{sign}{digits}}"
+    told = f"{scale * mean:{sign}z{digits}}"
     return told if math.isnan(ci) else f"{told} ± {scale * ci:{digits}}"
 
 

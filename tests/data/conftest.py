@@ -69,4 +69,5 @@ def numbered() -> Callable[..., Collection]:
 
 def _configured(name: str, **keys: Any) -> Any:
     """A data set with the defaults of its YAML, but for what is given."""
-    return instantiate(OmegaConf.merge(OmegaConf.load(PROJECT / "conf" / "data" / f"{name}.yaml"), keys))
+    content = OmegaConf.load(PROJECT / "conf" / "data" / f"{name}.yaml")
+    return instantiate(OmegaConf.merge(content.get("data", content), keys))

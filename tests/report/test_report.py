@@ -1,0 +1,255 @@
+"""metarun report: numbers by hand, nothing compared or dropped silently."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import struct
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from metarun.report.command import report
+from metarun.report.compare import compare
+from metarun.report.interval import mean_t, t_975
+from metarun.report.runs import Missing, Run, find
+
+PROTOCOL = {"ways": 5, "shots": 1, "queries": 1, "norm": "none", "adapt_steps": 3, "episodes": "sha256:aaaaaaaaaaaa"}
+
+
+def write_run(folder: Path, mean: float | None, typed: tuple[str, ...] = (), **changes: Any) -> Path:
+    """A finished run as metarun leaves it; `typed` are its overrides."""
+    score = {"mean": mean, "ci95": 0.02, "tasks": 100}
+    record = {
+        **{"status": "completed", "error": None, "algo": "maml", "data": "omniglot", "backbone": "conv4"},
+        **{"seed": 0, "steps": 20, "test": {"loss": score, "accuracy": score}, "val": {"accuracy": score, "step": 20}},
+        **{"protocol": PROTOCOL, "cost": {"train_s": 65.0, "tasks_per_s": 1000.0}},
+        **changes,
+    }
+    (folder / ".hydra").mkdir(parents=True)
+    (folder / "result.json").write_text(json.dumps(record))
+    typed = (f"algo={record['algo']}", f"seed={record['seed']}", *typed)
+    (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {t}\n" for t in typed))
+    config = {"algo": {"inner_lr": 0.4}, "train": {"steps": 20}, "seed": record["seed"], "name": str(folder)}
+    for key, _, value in (t.partition("=") for t in typed):
+        section, _, rest = key.partition(".")
+        if rest:
+            config[section][rest] = json.loads(value)
+    (folder / ".hydra" / "config.yaml").write_text(json.dumps(config))
+    rows = [{"step": step, "val/accuracy": 0.5 + step / 100} for step in (10, 20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3')
+    return folder
+
+
+def seeds(home: Path, algo: str, means: list[float], **changes: Any) -> None:
+    for seed, mean in enumerate(means):
+        write_run(home / f"{algo}_{seed}", mean, algo=algo, seed=seed, **changes)
+
+
+def runs(home: Path) -> list[Run]:
+    return [run for run in find([home]) if isinstance(run, Run)]
+
+
+def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+    assert report([str(a) for a in arguments]) == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("freedom", "t"),
+    [
+        (1, math.tan(0.475 * math.pi)),  # T of one degree of freedom is Cauchy
+        (2, 0.95 * math.sqrt(2 / (1 - 0.95**2))),
+        (3, 3.182446),
+        (4, 2.776445),
+        (9, 2.262157),
+        (30, 2.042272),
+    ],
+)
+def test_quantiles_of_student_t(freedom: int, t: float) -> None:
+    assert t_975(freedom) == pytest.approx(t, rel=1e-6)
+
+
+def test_interval_over_three_seeds_by_hand() -> None:
+    mean, ci = mean_t([0.6, 0.7, 0.8])  # s = 0.1
+    assert mean == pytest.approx(0.7)
+    assert ci == pytest.approx(4.302653 * 0.1 / math.sqrt(3), rel=1e-6)
+
+
+def test_one_seed_keeps_its_interval_over_tasks_and_several_get_one_over_seeds(tmp_path: Path) -> None:
+    seeds(tmp_path, "maml", [0.6, 0.7, 0.8])
+    seeds(tmp_path, "reptile", [0.5])
+    maml, reptile = compare(runs(tmp_path)).groups
+    assert maml.test == pytest.approx((0.7, 0.2484138), rel=1e-5)
+    assert reptile.test == (0.5, 0.02)
+
+
+def test_difference_is_paired_over_shared_seeds(tmp_path: Path) -> None:
+    seeds(tmp_path, "maml", [0.60, 0.70, 0.80])
+    seeds(tmp_path, "reptile", [0.55, 0.63])  # -0.05 and -0.07: mean -0.06, s 0.01 √2, t(1) 12.706
+    seeds(tmp_path, "mtl", [0.3])
+    best, second, alone = compare(runs(tmp_path)).groups
+    assert best.difference is None and alone.difference is None
+    assert second.difference is not None and second.difference.seeds == 2
+    assert second.difference.mean == pytest.approx(-0.06)
+    assert second.difference.ci95 == pytest.approx(12.7062 * 0.01, rel=1e-5)
+
+
+@pytest.mark.parametrize(("metric", "order"), [("accuracy", ["b", "a", "c"]), ("mse", ["a", "b", "c"])])
+def test_best_first_and_nan_last(tmp_path: Path, metric: str, order: list[str]) -> None:
+    for algo, mean in (("a", 0.2), ("b", 0.9), ("c", None)):
+        write_run(tmp_path / algo, mean, algo=algo, test={metric: {"mean": mean, "ci95": 0.1, "tasks": 9}}, val=None)
+    assert [group.label for group in compare(runs(tmp_path)).groups] == order
+
+
+def test_groups_are_told_apart_by_what_was_typed_and_differs(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 0.8, ("train.steps=20",))
+    write_run(tmp_path / "b", 0.7, ("algo.inner_lr=0.1", "train.steps=20"))
+    write_run(tmp_path / "c", 0.6, ("algo.inner_lr=0.4", "train.steps=20"), seed=1)  # the default, typed
+    comparison = compare(runs(tmp_path))
+    found = {group.label: [run.seed for run in group.runs] for group in comparison.groups}
+    assert found == {"maml algo.inner_lr=0.4": [0, 1], "maml algo.inner_lr=0.1": [0]}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"episodes": "sha256:bbbbbbbbbbbb"}, "episodes bbbbbbbb (A: aaaaaaaa)"),
+        ({"shots": 5}, "shots 5 (A: 1)"),
+        ({"norm": "batch"}, "norm batch (A: none)"),
+    ],
+)
+def test_another_protocol_is_marked_and_its_key_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], change: dict[str, Any], told: str
+) -> None:
+    seeds(tmp_path, "maml", [0.6, 0.7])
+    seeds(tmp_path, "mtl", [0.5, 0.6])
+    seeds(tmp_path, "reptile", [0.95, 0.96], protocol=PROTOCOL | change)
+    out = said(capsys, tmp_path)
+    assert f"B: not comparable with A: {told}" in out
+    rows = [line.split()[:2] for line in out.splitlines() if line.startswith((" A ", " B "))]
+    assert rows == [["A", "maml"], ["A", "mtl"], ["B", "reptile"]]  # the highest number does not lead
+    assert all(group.difference is None for group in compare(runs(tmp_path)).sections[1].groups)
+
+
+def test_seeds_of_different_protocols_are_never_averaged(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 0.8)
+    write_run(tmp_path / "b", 0.7, seed=1, protocol=PROTOCOL | {"norm": "batch"})
+    assert [len(group.runs) for group in compare(runs(tmp_path)).groups] == [1, 1]
+
+
+def test_adaptation_steps_are_a_methods_own_choice(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", 0.8)
+    write_run(tmp_path / "b", 0.7, algo="transfer", protocol=PROTOCOL | {"adapt_steps": 50})
+    out = said(capsys, tmp_path)
+    assert "not comparable" not in out and "adapt steps" in out and " 50 " in out
+
+
+def test_what_cannot_be_compared_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "good", 0.8)
+    write_run(tmp_path / "failed", 0.9, status="failed", error="Traceback:\n  line\nValueError: no luck", test=None)
+    write_run(tmp_path / "stopped", 0.9, status="interrupted", test=None)
+    write_run(tmp_path / "bare", 0.9, test={})
+    (write_run(tmp_path / "torn", 0.9) / "result.json").write_text('{"status": ')
+    (write_run(tmp_path / "list", 0.9) / "result.json").write_text("[1]")
+    (write_run(tmp_path / "running", 0.9) / "result.json").unlink()
+    out = said(capsys, tmp_path)
+    assert "left out: 6 runs" in out
+    assert f"{tmp_path / 'failed'}: failed: ValueError: no luck" in out
+    assert f"{tmp_path / 'stopped'}: interrupted" in out
+    assert f"{tmp_path / 'running'}: no result.json" in out
+    for name in ("torn", "list", "bare"):
+        assert sum(str(tmp_path / name / "result.json") + ": unreadable" in line for line in out.splitlines()) == 1
+    assert "80.00 ± 2.00" in out and "90.00" not in out
+
+
+def test_a_repeated_seed_counts_once_and_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    os.utime(write_run(tmp_path / "old", 0.5) / "result.json", (1, 1))
+    write_run(tmp_path / "new", 0.7)
+    out = said(capsys, tmp_path, tmp_path / "old")  # the second folder lies in the first: no third run
+    assert "70.00 ± 2.00" in out and "50.00" not in out
+    assert out.count("left out:") == 1 and str(tmp_path / "old") in out
+
+
+def test_a_repeated_meta_test_is_a_group_of_its_own(tmp_path: Path) -> None:
+    record = json.loads((write_run(tmp_path / "a", 0.8) / "result.json").read_text()) | {"steps": 0, "cost": None}
+    (tmp_path / "a" / "result-test.adapt_steps=10.json").write_text(json.dumps(record))
+    labels = {group.label for group in compare(runs(tmp_path)).groups}
+    assert labels == {"maml", "maml tested again=test.adapt_steps=10"}
+
+
+def test_csv_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds(tmp_path, "maml", [0.6, 0.7, 0.8])
+    seeds(tmp_path, "reptile", [0.5, 0.7])
+    file = tmp_path / "table.csv"
+    said(capsys, tmp_path, "--csv", file)
+    with file.open(newline="") as stream:
+        best, second = csv.DictReader(stream)
+    (maml, reptile) = compare(runs(tmp_path)).groups
+    assert (float(best["mean"]), float(best["ci95"])) == maml.test
+    assert (best["seeds"], best["ci95_over"], best["difference"]) == ("0 1 2", "seeds", "")
+    assert reptile.difference is not None and float(second["difference"]) == reptile.difference.mean
+    assert second["episodes"] == PROTOCOL["episodes"]
+
+
+def test_markdown_table_has_as_many_cells_in_each_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds(tmp_path, "maml", [0.6, 0.7])
+    seeds(tmp_path, "reptile", [0.5, 0.5])
+    rows = [line for line in said(capsys, tmp_path, "--markdown").splitlines() if line.startswith("|")]
+    assert len(rows) == 4 and len({row.count("|") for row in rows}) == 1
+    assert "| maml | 2 | 65.00 ± 63.53 | best |" in rows[2]
+
+
+def test_plot_is_a_png_one_can_look_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    seeds(tmp_path, "maml", [0.6, 0.7])
+    (write_run(tmp_path / "mtl", 0.5, algo="mtl") / "metrics.jsonl").unlink()
+    file = tmp_path / "curves.png"
+    out = said(capsys, tmp_path, "--plot", file)
+    head = file.read_bytes()[:24]
+    assert head[:8] == b"\x89PNG\r\n\x1a\n"
+    width, height = struct.unpack(">II", head[16:])
+    assert 600 < width < 2000 and 400 < height < 1200
+    assert "without a curve: mtl" in out
+
+
+def test_mistakes_are_one_line_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "run", 0.5)
+    (tmp_path / "empty").mkdir()
+    for arguments in (
+        ["nowhere"],
+        [str(tmp_path / "empty")],
+        ["--csv"],
+        ["--wrong"],
+        [str(tmp_path), "--plot", "curves.exe"],
+        [str(tmp_path), "--csv", str(tmp_path / "no" / "table.csv")],
+    ):
+        assert report(arguments) == 2
+        told = capsys.readouterr()
+        assert told.err.startswith("metarun: ") and told.err.count("\n") == 1 and told.out == ""
+
+
+def test_help_and_the_default_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "--plot FILE" in said(capsys, "--help")
+    write_run(tmp_path / "outputs" / "run", 0.5)
+    monkeypatch.chdir(tmp_path)
+    assert "50.00 ± 2.00" in said(capsys)
+
+
+def test_an_empty_or_foreign_folder_is_no_run(tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "results.json").write_text("{}")
+    assert list(find([tmp_path])) == []
+    (tmp_path / "photos" / "metrics.jsonl").write_text("")
+    assert isinstance(next(find([tmp_path])), Missing)
+
+
+def test_it_starts_without_torch_and_matplotlib() -> None:
+    code = "import sys, metarun.report.command; sys.exit(bool({'torch', 'matplotlib', 'hydra'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

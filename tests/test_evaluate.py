@@ -1,0 +1,123 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch.utils._pytree import tree_map
+
+import metarun.evaluate
+from metarun.data.sinusoid import SinusoidSampler
+from metarun.evaluate import episodes_hash, evaluate, milestones, summary
+from metarun.functional import Parallel, last
+from metarun.types import Episode
+
+LOOP = Parallel("loop", 1)
+
+
+def drawn(found: Any, tasks: int = 7, seed: int = 5) -> dict[str, torch.Tensor]:
+    return found.test.draw(tasks, torch.Generator().manual_seed(seed))
+
+
+def test_the_interval_is_1_96_standard_errors() -> None:
+    """Of 1, 2, 3, 6: mean 3, variance (4 + 1 + 0 + 9)/3 = 14/3, so 1.96 √(14/3) / 2."""
+    found = summary(torch.tensor([1.0, 2.0, 3.0, 6.0]))
+    assert found == {"mean": 3.0, "ci95": pytest.approx(1.96 * (14 / 3) ** 0.5 / 2), "tasks": 4}
+    assert summary(torch.tensor([2.0])) == {"mean": 2.0, "ci95": 0.0, "tasks": 1}
+
+
+def test_milestones_are_all_steps_to_ten_then_1_2_5_and_the_last() -> None:
+    assert milestones(0) == [0]
+    assert milestones(3) == [0, 1, 2, 3]
+    assert milestones(50) == [*range(11), 20, 50]
+    assert milestones(120) == [*range(11), 20, 50, 100, 120]
+
+
+@pytest.mark.parametrize("norm_stats", ["batch", "support"])
+def test_scores_are_those_of_a_naive_loop_that_adapts_anew_for_each_row(
+    algo_name: str, norm_stats: str, case: Callable[..., Any]
+) -> None:
+    found = case(algo_name, "batch", norm_stats)
+    draw = drawn(found)
+    tasks: Episode = found.test.gather(draw)
+    scores = evaluate(found.algo, found.params, found.test, draw, 12, Parallel("vmap", 3))
+    assert [row["step"] for row in scores["by_step"]] == [*range(11), 12]
+    for row in scores["by_step"]:
+        hits, losses = [], []
+        for t in range(7):
+            support, query = tree_map(lambda leaf, t=t: leaf[t], tasks)
+            fast = last(found.algo.adapt(found.params, support, row["step"]))
+            logits = found.algo.predict(fast, query.x)["class"]
+            hits.append((logits.argmax(-1) == query.y["class"]).double().mean())
+            losses.append(F.cross_entropy(logits, query.y["class"]))
+        for name, values in (("accuracy", hits), ("loss", losses)):
+            assert row[name] == pytest.approx(summary(torch.stack(values)), abs=1e-6)
+    assert {name: scores[name] for name in ("accuracy", "loss")} == {
+        name: scores["by_step"][-1][name] for name in ("accuracy", "loss")
+    }
+
+
+def test_neither_mapping_nor_pieces_change_the_scores(
+    algo_name: str, case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = case(algo_name)
+    draw = drawn(found)
+
+    def losses(parallel: Parallel) -> list[float]:
+        scores = evaluate(found.algo, found.params, found.test, draw, 4, parallel)
+        return [row["loss"][part] for row in scores["by_step"] for part in ("mean", "ci95")]
+
+    reference = losses(LOOP)
+    assert all(losses(Parallel("vmap", chunk)) == pytest.approx(reference, abs=1e-12) for chunk in (1, 3, 7, 99))
+    monkeypatch.setattr(metarun.evaluate, "PIECE", 2)
+    assert losses(Parallel("vmap", 3)) == pytest.approx(reference, abs=1e-12)
+
+
+def test_only_the_marked_steps_are_judged(algo_name: str, case: Callable[..., Any]) -> None:
+    found = case(algo_name)
+    whole = evaluate(found.algo, found.params, found.test, drawn(found), 5, LOOP)
+    marked = evaluate(found.algo, found.params, found.test, drawn(found), 5, LOOP, marks=(5, 2))
+    assert marked["by_step"] == [whole["by_step"][2], whole["by_step"][5]]
+
+
+def test_without_adaptation_there_is_one_row(algo_name: str, case: Callable[..., Any]) -> None:
+    found = case(algo_name)
+    scores = evaluate(found.algo, found.params, found.test, drawn(found), 0, LOOP)
+    assert [row["step"] for row in scores["by_step"]] == [0]
+
+
+def test_evaluation_leaves_the_parameters_alone_and_is_repeatable(algo_name: str, case: Callable[..., Any]) -> None:
+    found = case(algo_name)
+    before = tree_map(torch.clone, found.params)
+    one, other = (evaluate(found.algo, found.params, found.test, drawn(found), 3, LOOP) for _ in range(2))
+    assert one == other
+    assert all(p.equal(before[name]) for name, p in found.params.items())
+
+
+def test_between_pieces_it_can_be_stopped(case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    found, calls = case("maml"), []
+    monkeypatch.setattr(metarun.evaluate, "PIECE", 3)
+    evaluate(found.algo, found.params, found.test, drawn(found), 1, LOOP, between=lambda: calls.append(1))
+    assert len(calls) == 3  # 7 tasks in pieces of 3
+
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(found.algo, found.params, found.test, drawn(found), 1, LOOP, between=stop)
+
+
+def test_the_hash_names_the_episodes_and_nothing_else(case: Callable[..., Any]) -> None:
+    names = [episodes_hash(found.test, drawn(found)) for found in map(case, ("maml", "reptile", "mtl", "transfer"))]
+    assert len(set(names)) == 1 and names[0].startswith("sha256:")
+    found = case("maml")
+    assert episodes_hash(found.test, drawn(found, seed=6)) != names[0]
+    assert episodes_hash(found.test, drawn(found, tasks=8)) != names[0]
+
+
+def test_the_hash_tells_data_apart_that_draw_alike() -> None:
+    one, other = (SinusoidSampler(phase, 2, 2, torch.device("cpu")) for phase in (1.0, 2.0))
+    draw = one.draw(3, torch.Generator().manual_seed(0))
+    assert episodes_hash(one, draw) != episodes_hash(other, draw)

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+
+from metarun.functional import Parallel
+from metarun.parallel import by_hand, candidates, fastest, halved
+
+CPU = torch.device("cpu")
+LOOP = Parallel("loop", 1)
+
+
+@dataclass
+class Timed:
+    """An algorithm whose meta-gradient takes as long as told; None: as much memory as there is not."""
+
+    seconds: dict[str, float | None]
+
+    def meta_grad(self, params: Any, sample: Any, parallel: Parallel) -> None:
+        seconds = self.seconds[str(parallel)]
+        if seconds is None:
+            raise torch.OutOfMemoryError
+        time.sleep(seconds)
+
+
+def pick(seconds: dict[str, float | None], chunk: int | None = None) -> Any:
+    return fastest(Timed(seconds), {}, None, 32, chunk, CPU)  # type: ignore[arg-type]
+
+
+def test_the_fastest_is_picked_by_time() -> None:
+    times = {"loop": 0.04, "vmap chunk 8": 0.03, "vmap chunk 16": 0.01, "vmap chunk 32": 0.025}
+    best, seconds = pick(times)
+    assert best == Parallel("vmap", 16)
+    assert seconds == {name: pytest.approx(t, abs=0.008) for name, t in times.items()}
+
+
+def test_the_loop_may_win_and_a_candidate_far_behind_ends_the_search() -> None:
+    best, seconds = pick({"loop": 0.01, "vmap chunk 8": 0.04})
+    assert best == LOOP and len(seconds) == 2
+
+
+def test_running_out_of_memory_ends_the_search() -> None:
+    best, seconds = pick({"loop": 0.03, "vmap chunk 8": 0.01, "vmap chunk 16": None})
+    assert best == Parallel("vmap", 8) and list(seconds) == ["loop", "vmap chunk 8"]
+
+
+def test_the_loop_is_what_remains_when_nothing_fits() -> None:
+    assert pick({"loop": None}) == (LOOP, {})
+
+
+def test_a_given_chunk_is_held_against_the_loop() -> None:
+    assert pick({"loop": 0.02, "vmap chunk 4": 0.005}, chunk=4)[0] == Parallel("vmap", 4)
+
+
+def test_candidates_go_from_least_memory_to_most() -> None:
+    chunks = [c.chunk for c in candidates(32, None, CPU)]
+    assert candidates(32, None, CPU)[0] == LOOP and chunks == [1, 8, 16, 32]
+    assert [c.chunk for c in candidates(5, None, CPU)] == [1, 5]
+    assert [c.chunk for c in candidates(100, None, CPU)] == [1, 8, 16, 32, 100]
+
+
+def test_an_accelerator_tries_large_chunks_only() -> None:
+    assert [c.chunk for c in candidates(32, None, torch.device("cuda"))] == [1, 8, 32]
+    assert [c.chunk for c in candidates(32, 4, torch.device("cuda"))] == [1, 4]
+
+
+def test_halving_ends_at_the_loop_and_then_there_is_nothing_smaller() -> None:
+    seen: list[str] = []
+    parallel: Parallel | None = Parallel("vmap", 13)
+    while parallel is not None:
+        seen.append(str(parallel))
+        parallel = halved(parallel)
+    assert seen == ["vmap chunk 13", "vmap chunk 6", "vmap chunk 3", "vmap chunk 1", "loop"]
+
+
+def test_a_mapping_set_by_hand() -> None:
+    assert by_hand("loop", 8, 32) == LOOP
+    assert by_hand("vmap", None, 32) == Parallel("vmap", 32)
+    assert by_hand("vmap", 8, 32) == Parallel("vmap", 8)
+    assert by_hand("vmap", 99, 32) == Parallel("vmap", 32)
