@@ -178,4 +178,5 @@ def _key(override: str) -> str:
 
 
 def _value(override: str) -> str:
-    return override.partition("=")[2].strip("'\"")
+    value = override.partition("=")[2]
+    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value

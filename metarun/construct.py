@@ -8,6 +8,7 @@ import json
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any
@@ -52,17 +53,26 @@ def prepared(section: Any, prefix: str, *later: str, target: Any = None) -> part
     target = target or target_of(section, prefix)
     values = {str(k): v for k, v in section.items() if k not in ("_target_", "_partial_")}
     signature = inspect.signature(target)
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    hints = _hints(target)
     accepted = [name for name in signature.parameters if name not in later]
     for key, value in values.items():
         if key not in accepted:
-            raise UserError(f"{_path(prefix, key)} is no key here.{nearest(key, accepted)}")
+            raise UserError(f"{_path(prefix, key)} is no key here.{nearest(key, accepted, _path(prefix, ''))}")
         if not fits(value, hints.get(key, Any)):
             raise UserError(f"{_path(prefix, key)}={shown(value)} does not fit. Give {describe(hints[key])}.")
     needed = [n for n in accepted if n not in values and signature.parameters[n].default is inspect.Parameter.empty]
     if needed:
         raise UserError(f"{_path(prefix, needed[0])} is missing. Give it a value.")
     return partial(target, **values)
+
+
+def _hints(target: Any) -> dict[str, Any]:
+    if inspect.isclass(target) and not is_dataclass(target):
+        target = target.__init__  # of a dataclass the class itself, which knows where each field's type was imported
+    try:
+        return typing.get_type_hints(target)
+    except NameError:  # types imported for the type checker alone: their values go unchecked
+        return {}
 
 
 def _path(prefix: str, key: str) -> str:
@@ -74,12 +84,12 @@ def shown(value: Any) -> str:
     return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:
     """A sentence that names the choices most like `word`, or all of them."""
     choices = sorted(choices)
     close = difflib.get_close_matches(word, choices, n=3, cutoff=0.5)
     if close:
-        return f" Did you mean {' or '.join(close)}?"
+        return f" Did you mean {' or '.join(prefix + c for c in close)}?"
     return f" There are: {', '.join(choices)}." if choices else " There are none."
 
 
@@ -92,7 +102,7 @@ def fits(value: Any, hint: Any) -> bool:
         return any(value == a and type(value) is type(a) for a in arguments)
     if origin in (list, Sequence):
         return isinstance(value, list) and all(fits(v, arguments[0]) for v in value)
-    if origin is not None or not inspect.isclass(hint):
+    if hint is Any or origin is not None or not inspect.isclass(hint):
         return origin is not tuple or isinstance(value, list)
     if isinstance(value, bool):
         return hint in (bool, object)

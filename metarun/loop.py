@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from metarun.device import peak_memory_mb
 from metarun.functional import Parallel
@@ -112,6 +113,7 @@ class Window:
     """The metrics of the steps since the last log, still on the device."""
 
     metrics: list[Metrics] = field(default_factory=list)
+    tasks: int = 0
     since: float = field(default_factory=time.perf_counter)
 
 
@@ -147,7 +149,7 @@ class Loop:
                     return
                 if (signal := self.stop()) is not None:
                     raise Stopped(signal)
-                window.metrics.append(self._step(state, generator))
+                self._step(state, generator, window)
                 self.tracker.step(state.step)
                 if state.step % self.plan.log_every == 0:
                     self._flush(state, window)
@@ -162,7 +164,7 @@ class Loop:
         tired = plan.patience is not None and state.stale >= plan.patience
         return state.step >= plan.steps or state.seconds >= plan.max_seconds or tired
 
-    def _step(self, state: State, generator: torch.Generator) -> Metrics:
+    def _step(self, state: State, generator: torch.Generator, window: Window) -> None:
         """One meta-step. Its randomness is a function of seed and step alone, so resuming needs no generator state."""
         seed = _seed(self.plan.seed, state.step)
         generator.manual_seed(seed)
@@ -183,7 +185,8 @@ class Loop:
             group["lr"] = self.plan.lr * self.factor(state.step, self.plan.steps)
         state.optimizer.step()
         state.step += 1
-        return metrics
+        window.metrics.append(metrics)
+        window.tasks += len(tree_leaves(sample)[0])  # plan.tasks, or all there are
 
     def _meta_grad(self, state: State, sample: Any) -> tuple[Params, Metrics]:
         while True:
@@ -205,7 +208,7 @@ class Loop:
             return
         names = list(window.metrics[0])
         table = torch.stack([torch.stack([m[n].float() for n in names]) for m in window.metrics]).cpu()
-        state.tasks_per_s = self.plan.tasks * len(table) / (time.perf_counter() - window.since)
+        state.tasks_per_s = window.tasks / (time.perf_counter() - window.since)
         bad = (~table[:, names.index("loss")].isfinite()).nonzero()
         if len(bad):
             raise self._diverged(state, state.step - len(table) + int(bad[0]) + 1)
@@ -219,6 +222,7 @@ class Loop:
             },
         )
         window.metrics.clear()
+        window.tasks = 0
         window.since = time.perf_counter()
 
     def _validate(self, state: State) -> None:

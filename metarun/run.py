@@ -16,6 +16,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from metarun import result
 from metarun.build import Config, Parts, build
@@ -88,6 +89,7 @@ def run(order: Order) -> dict[str, Any]:
             _begin(order, parts, trackers, record)
             if not parts.test.only:
                 _train(order, parts, state, trackers, signals, record)
+            signals.check()  # a signal during the last step
             signals.patient = False
             record["test"] = _meta_test(order.folder, parts, state, draw)
             record["status"] = "completed"
@@ -196,7 +198,7 @@ def _train(
 
 def _choose(parts: Parts, trackers: Tracker, state: State, sample: Any) -> Parallel:
     """How to map tasks: as told, or as measured on the first meta-batch."""
-    root, tasks = parts.root, parts.train.tasks
+    root, tasks = parts.root, len(tree_leaves(sample)[0])
     if root.parallel != "auto":
         return by_hand(root.parallel, root.chunk, tasks)
     best, seconds = fastest(parts.algo, state.params, sample, tasks, root.chunk, parts.device)

@@ -38,7 +38,8 @@ AT_LEAST = {
     "train.clip_value": 0,
     "train.clip_norm": 0,
 }
-SECTIONS = ("algo", "data", "backbone", "optim", "schedule", "device", "train", "val", "test")
+CHOSEN = ("algo", "data", "backbone", "optim", "schedule")
+SECTIONS = (*CHOSEN, "device", "train", "val", "test")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -108,6 +109,8 @@ def check_sections(config: Mapping[str, Any]) -> None:
                 f"{section}={shown(config.get(section))} is no section of the config. "
                 f"Set its keys one by one, as {section}.key=value."
             )
+        if section in CHOSEN and "_target_" not in config[section]:
+            raise UserError(f"{section}= is missing. Choose one; metarun --help names them.")
     if "seed" not in config:
         raise UserError("seed is missing. Give it a value.")
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import signal
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -12,18 +14,32 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf, open_dict
 from PIL import Image
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
+from metarun.app import main
 from metarun.backbones.cnn import CNN
 from metarun.construct import construct, target_of
 from metarun.data.images import Collection, split_classes
 from metarun.net import Net
+from metarun.run import Order
 from metarun.types import Algorithm, Batch, Draw, Episode, Head, Heads, Params, Sampler
 
 CONF = Path(__file__).parents[1] / "conf"
 SIDE = 8
+QUICK = (
+    "data=sinusoid",
+    "backbone.hidden=[4]",
+    "parallel=vmap",
+    "train.steps=2",
+    "train.tasks=2",
+    "val.tasks=2",
+    "test.tasks=2",
+    "test.adapt_steps=1",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -228,3 +244,60 @@ def close() -> Callable[..., bool]:
 @pytest.fixture
 def write_images() -> Callable[..., Path]:
     return _write_images
+
+
+class Outcome(NamedTuple):
+    """What a command line ended with."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def metarun(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Iterator[Callable[..., Outcome]]:
+    """metarun(*arguments): the whole command line in this process, in an empty folder of its own."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("METARUN_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def command(*arguments: str) -> Outcome:
+        monkeypatch.setattr(sys, "argv", ["metarun", *arguments])
+        capsys.readouterr()
+        try:
+            main()
+            code: Any = 0
+        except SystemExit as end:
+            code = end.code or 0
+        return Outcome(code, *capsys.readouterr())
+
+    yield command
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+@pytest.fixture
+def quick(metarun: Callable[..., Outcome]) -> Callable[..., Outcome]:
+    """quick(*arguments): two steps of sinusoid regression, and what is typed beside."""
+    return partial(metarun, *QUICK)
+
+
+@pytest.fixture
+def order(tmp_path: Path) -> Callable[..., Order]:
+    """order("algo=maml", ...): what the command line makes of these overrides."""
+
+    def ordered(*overrides: str, name: str = "run") -> Order:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", [*overrides, "name=test"], return_hydra_config=True)
+        choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items()}
+        with open_dict(config):
+            del config.hydra
+        folder = tmp_path / name
+        folder.mkdir(exist_ok=True)
+        plain: Any = OmegaConf.to_container(config, resolve=True)
+        return Order(plain, choices, None, folder, "test", lambda: None)
+
+    return ordered

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import itertools
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -407,6 +409,19 @@ def test_metrics_are_the_mean_of_the_steps_since_the_last_log(tmp_path: Path) ->
     trained(made(tmp_path, algo=algo, tracker=recorder, steps=7, val_every=99))
     assert recorder.column("train/loss") == [(3, 2.0), (6, 5.0), (7, 7.0)]
     assert recorder.steps == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_tasks_per_second_counts_the_tasks_there_are(
+    case: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four groups, though the plan asks for 50 tasks; a clock that ticks once a second."""
+    ticks = itertools.count()
+    monkeypatch.setattr(time, "perf_counter", lambda: float(next(ticks)))
+    recorder = Recorder()
+    loop, state = for_algorithm(case("mtl"), tmp_path, recorder, tasks=50, log_every=1, steps=2, val_every=99)
+    loop.run(state)
+    *_, (_, speed) = recorder.column("train/tasks_per_s")
+    assert speed == 2.0  # a step reads the clock twice
 
 
 def test_it_validates_every_so_often_and_at_the_end(tmp_path: Path) -> None:

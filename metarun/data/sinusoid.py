@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metarun.types import Batch, Draw, Episode, Head, Heads, UserError
 
@@ -64,12 +65,12 @@ class SinusoidSampler:
         return f"sinusoid, phase up to {self.phase}"
 
     def draw(self, tasks: int, generator: torch.Generator) -> Draw:
-        low = torch.tensor([AMPLITUDE[0], 0.0] + [INPUT[0]] * (self.shots + self.queries))
-        high = torch.tensor([AMPLITUDE[1], self.phase] + [INPUT[1]] * (self.shots + self.queries))
-        low, high = low.to(generator.device), high.to(generator.device)
-        lots = torch.rand(tasks, len(low), generator=generator, device=generator.device)
-        drawn = low + lots * (high - low)
-        return {"amplitude": drawn[:, 0], "phase": drawn[:, 1], "x": drawn[:, 2:]}
+        lots = torch.rand(tasks, 2 + self.shots + self.queries, generator=generator, device=generator.device)
+        return {
+            "amplitude": _between(*AMPLITUDE, lots[:, 0]),
+            "phase": _between(0.0, self.phase, lots[:, 1]),
+            "x": _between(*INPUT, lots[:, 2:]),
+        }
 
     def gather(self, draw: Draw) -> Episode:
         amplitude, phase, x = (draw[key].to(self.device) for key in ("amplitude", "phase", "x"))
@@ -79,3 +80,7 @@ class SinusoidSampler:
             Batch(x[:, : self.shots], {"y": y[:, : self.shots]}),
             Batch(x[:, self.shots :], {"y": y[:, self.shots :]}),
         )
+
+
+def _between(low: float, high: float, lots: Tensor) -> Tensor:
+    return low + (high - low) * lots
