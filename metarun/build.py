@@ -11,9 +11,10 @@ import torch
 
 from metarun.construct import construct, prepared, target_of
 from metarun.device import pick
+from metarun.errors import UserError
 from metarun.net import Net
 from metarun.settings import Root, Test, Train, Val, check_bounds
-from metarun.types import Algorithm, Data, Sampler, UserError
+from metarun.types import Algorithm, Data, Sampler
 
 Config = Mapping[str, Any]
 

@@ -116,12 +116,12 @@ def _named_by_what_differs(overrides: list[str]) -> str:
 
 
 def _refuse_taken(overrides: Iterable[str]) -> None:
-    """A directory that was named by hand and holds a run already would lose it."""
+    """A directory that was named by hand and holds a trained run would lose it."""
+    trained = {"hydra.run.dir": "checkpoints", "hydra.sweep.dir": "*/checkpoints"}
     for override in overrides:
-        if _key(override) in ("hydra.run.dir", "hydra.sweep.dir"):
-            folder = Path(_value(override))
-            if (folder / ".hydra").exists() or (folder / "multirun.yaml").exists():
-                raise UserError(f"{override} holds a run already. Name another folder, or go on with resume={folder}.")
+        key, folder = _key(override), Path(_value(override))
+        if key in trained and any(folder.glob(trained[key])):
+            raise UserError(f"{override} holds a run already. Name another folder, or go on with resume=RUN_DIR.")
 
 
 def _resuming(overrides: list[str], folder: Path) -> list[str]:

@@ -14,10 +14,11 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from metarun.device import peak_memory_mb
+from metarun.errors import UserError
 from metarun.functional import Parallel
 from metarun.parallel import halved
 from metarun.tracking import checkpoint
-from metarun.types import Algorithm, Metrics, Params, Sampler, UserError
+from metarun.types import Algorithm, Metrics, Params, Sampler
 
 
 class Stopped(KeyboardInterrupt):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.types import UserError
+from metarun.errors import UserError
 
 
 class BatchNorm(nn.Module):

@@ -22,6 +22,7 @@ from metarun import result
 from metarun.build import Config, Parts, build
 from metarun.construct import construct, prepared
 from metarun.device import keep_freed_memory
+from metarun.errors import UserError
 from metarun.evaluate import PIECE, episodes_hash, evaluate
 from metarun.functional import Parallel
 from metarun.loop import Loop, Plan, State, Stopped, Tracker, load_params
@@ -30,7 +31,7 @@ from metarun.tracking import checkpoint
 from metarun.tracking.figures import episode_picture
 from metarun.tracking.jsonl import write_json
 from metarun.tracking.trackers import Trackers
-from metarun.types import Draw, Sampler, UserError
+from metarun.types import Draw, Sampler
 
 log = logging.getLogger("metarun")
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from metarun.device import keep_freed_memory, peak_memory_mb, pick
-from metarun.types import UserError
+from metarun.errors import UserError
 
 
 def have(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool) -> None:

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from metarun.errors import UserError
 from metarun.norm import BatchNorm, FixedNorm, norm_layer
-from metarun.types import Params, UserError
+from metarun.types import Params
 
 
 def images(*shape: int) -> Tensor:

@@ -15,10 +15,10 @@ import pytest
 import torch
 
 from metarun import run as run_module
+from metarun.errors import UserError
 from metarun.loop import Stopped
 from metarun.run import Order, run
 from metarun.tracking import checkpoint
-from metarun.types import UserError
 
 KEYS = {
     *("status", "error", "algo", "data", "backbone", "device", "seed", "steps", "params"),

@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.errors import UserError
 from metarun.norm import norm_layer
-from metarun.types import UserError
 
 
 class CNN(nn.Module):

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.errors import UserError
 from metarun.norm import norm_layer
-from metarun.types import UserError
 
 
 class ResNet12(nn.Module):

@@ -13,7 +13,7 @@ import torch
 
 from metarun.data.cache import cached
 from metarun.data.images import Collection, ImageData, classes_by_name, decode, split_classes
-from metarun.types import UserError
+from metarun.errors import UserError
 
 SPLITS = ("train", "val", "test")
 AUTO = (0.64, 0.16, 0.2)

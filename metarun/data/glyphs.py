@@ -19,7 +19,7 @@ from torch.nn.functional import interpolate
 
 from metarun.data.cache import cached
 from metarun.data.images import Collection, ImageData, split_classes
-from metarun.types import UserError
+from metarun.errors import UserError
 
 VERSION = 1  # of the drawings: raise it when they change, so that caches do not keep the old ones
 SIZE, SIDE = 28, 5  # pixels of an image, nodes of the lattice: each way

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metarun.data.episodes import EpisodeSampler
 from metarun.data.tasks import TaskSampler
-from metarun.types import UserError
+from metarun.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,12 @@ def decode(files: Sequence[tuple[str, Path | bytes]], size: int, colour: bool) -
         raise UserError(f"data.size={size} must be at least 1. Raise it.")
     images = torch.empty(len(files), 3 if colour else 1, size, size, dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:
-        for row, image in enumerate(pool.map(partial(_decode_one, size=size, colour=colour), files)):
-            images[row] = image
+        try:
+            for row, image in enumerate(pool.map(partial(_decode_one, size=size, colour=colour), files)):
+                images[row] = image
+        except BaseException:  # Ctrl-C, or a damaged image: nobody waits for the rest
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
     return images
 
 

@@ -15,7 +15,7 @@ import torch
 
 from metarun.data.cache import cached
 from metarun.data.images import Collection, ImageData, classes_by_name, decode, split_classes
-from metarun.types import UserError
+from metarun.errors import UserError
 
 PARTS = {"images_background": 964, "images_evaluation": 659}  # characters of each
 DRAWINGS = 20

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.types import Batch, Draw, Episode, Head, Heads, UserError
+from metarun.errors import UserError
+from metarun.types import Batch, Draw, Episode, Head, Heads
 
 AMPLITUDE = (0.1, 5.0)
 INPUT = (-5.0, 5.0)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from metarun.errors import UserError
 from metarun.report import table
 from metarun.report.compare import Comparison, compare
 from metarun.report.runs import Missing, Run, find
@@ -27,10 +28,6 @@ LONGEST = 200  # letters of an error
 USERS = 2  # exit code of a mistake that the user can mend
 
 
-class Mistake(Exception):
-    """As metarun.types.UserError, which would load torch for a table of numbers."""
-
-
 def report(arguments: list[str]) -> int:
     """The verb: prints the comparison and returns the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
@@ -39,7 +36,7 @@ def report(arguments: list[str]) -> int:
     try:
         wanted, unknown = parser.parse_known_args(arguments)
         if unknown:
-            raise Mistake(f"report knows no {unknown[0]}. See metarun report --help.")
+            raise UserError(f"report knows no {unknown[0]}. See metarun report --help.")
         if wanted.help:
             print(parser.format_help(), end="")
         else:
@@ -50,7 +47,7 @@ def report(arguments: list[str]) -> int:
     except argparse.ArgumentError as error:
         print(f"metarun: report: {error}. See metarun report --help.", file=sys.stderr)
         return USERS
-    except Mistake as error:
+    except UserError as error:
         print(f"metarun: {error}", file=sys.stderr)
         return USERS
     return 0
@@ -80,21 +77,21 @@ def _report(wanted: argparse.Namespace) -> None:
     folders = wanted.folders or [Path("outputs")]
     for folder in folders:
         if not folder.is_dir():
-            raise Mistake(f"there is no folder {folder}. Give one that holds runs, as metarun report outputs.")
+            raise UserError(f"there is no folder {folder}. Give one that holds runs, as metarun report outputs.")
     for file in filter(None, (wanted.csv, wanted.plot)):
         if not file.parent.is_dir():
-            raise Mistake(f"cannot write {file}: there is no folder {file.parent}. Create it first.")
+            raise UserError(f"cannot write {file}: there is no folder {file.parent}. Create it first.")
     if wanted.plot and wanted.plot.suffix not in PICTURES:
-        raise Mistake(f"--plot {wanted.plot} is no picture that report draws. Let it end in {', '.join(PICTURES)}.")
+        raise UserError(f"--plot {wanted.plot} is no picture that report draws. Let it end in {', '.join(PICTURES)}.")
     found = list(find(folders))
     runs = [run for run in found if isinstance(run, Run)]
     missing = [run for run in found if isinstance(run, Missing)]
     places = ", ".join(map(str, folders))
     if not found:
-        raise Mistake(f"no run in or below {places}. Give a folder that holds runs, as metarun report outputs.")
+        raise UserError(f"no run in or below {places}. Give a folder that holds runs, as metarun report outputs.")
     if not runs:
         _say_missing(missing)
-        raise Mistake(
+        raise UserError(
             f"none of the {len(missing)} runs below {places} is finished. metarun resume=DIR goes on with one."
         )
     comparison = compare(runs)
@@ -142,7 +139,9 @@ def _write(comparison: Comparison, csv: Path | None, plot: Path | None) -> None:
 
             bare = write_plot(comparison, plot)
     except OSError as error:
-        raise Mistake(f"cannot write {writing}: {error.strerror or error}. Give a file that can be written.") from error
+        raise UserError(
+            f"cannot write {writing}: {error.strerror or error}. Give a file that can be written."
+        ) from error
     _say("")
     for name, file in (("table", csv), ("curves", plot)):
         if file:

@@ -7,7 +7,7 @@ import errno
 import os
 from pathlib import Path
 
-from metarun.types import UserError
+from metarun.errors import UserError
 
 REMEDIES = {
     errno.ENOSPC: "Free some space, or point hydra.run.dir at another disk",

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from metarun.errors import UserError
 from metarun.tracking import atomic
-from metarun.types import UserError
 
 BROKEN = (RuntimeError, OSError, EOFError, LookupError, ValueError, pickle.UnpicklingError)
 

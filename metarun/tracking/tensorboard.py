@@ -11,8 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from metarun.errors import UserError
 from metarun.tracking import atomic, figures
-from metarun.types import UserError
 
 Hyper = bool | int | float | str
 

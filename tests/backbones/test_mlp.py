@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.backbones.mlp import MLP
-from metarun.types import UserError
+from metarun.errors import UserError
 
 
 def count(module: nn.Module) -> int:

@@ -8,7 +8,7 @@ from torch import nn
 from torch.func import functional_call, grad, vmap
 
 from metarun.backbones.resnet12 import DropBlock, ResNet12
-from metarun.types import UserError
+from metarun.errors import UserError
 
 
 def resnet(shape: tuple[int, ...] = (3, 16, 16), **changes: Any) -> ResNet12:

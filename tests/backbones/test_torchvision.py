@@ -13,8 +13,8 @@ from torch import nn
 from torch.func import functional_call, vmap
 
 from metarun.backbones.torchvision import IMAGENET, HardSigmoid, TorchVision
+from metarun.errors import UserError
 from metarun.norm import BatchNorm, FixedNorm
-from metarun.types import UserError
 
 
 @pytest.fixture

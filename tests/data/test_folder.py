@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from metarun.data.images import ImageData
-from metarun.types import UserError
+from metarun.errors import UserError
 
 Load = Callable[..., ImageData]
 SPLITS = ("train", "val", "test")

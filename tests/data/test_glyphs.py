@@ -11,7 +11,7 @@ from torch import Tensor
 from metarun.data import glyphs as module
 from metarun.data.glyphs import Glyphs, arcs, generate, ink
 from metarun.data.images import Collection, ImageData
-from metarun.types import UserError
+from metarun.errors import UserError
 
 CPU = torch.device("cpu")
 ALPHABETS, CHARACTERS, DRAWINGS = 6, 8, 6

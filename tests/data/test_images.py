@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from metarun.data.images import Collection, ImageData, classes_by_name, decode, split_classes
-from metarun.types import UserError
+from metarun.errors import UserError
 
 Numbered = Callable[..., Collection]
 

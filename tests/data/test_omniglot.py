@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw
 
 from metarun.data import omniglot as module
 from metarun.data.images import ImageData
-from metarun.types import UserError
+from metarun.errors import UserError
 
 Load = Callable[..., ImageData]
 Configured = Callable[..., Any]

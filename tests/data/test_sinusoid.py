@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from metarun.types import Head, UserError
+from metarun.errors import UserError
+from metarun.types import Head
 
 Configured = Callable[..., Any]
 CPU = torch.device("cpu")

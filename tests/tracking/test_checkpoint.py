@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from metarun.errors import UserError
 from metarun.tracking import checkpoint
-from metarun.types import UserError
 
 OLD = {"step": 1, "params": {"w": torch.ones(1000)}}
 NEW = {"step": 2, "params": {"w": torch.zeros(1000)}}

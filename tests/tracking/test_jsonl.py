@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from metarun.errors import UserError
 from metarun.tracking.jsonl import JsonLines, write_json
-from metarun.types import UserError
 
 
 def strict(text: str) -> dict[str, object]:

@@ -14,9 +14,9 @@ from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
 from tensorboard.plugins.hparams import api_pb2, backend_context, metadata
 
+from metarun.errors import UserError
 from metarun.tracking.figures import episode_picture
 from metarun.tracking.tensorboard import TensorBoard
-from metarun.types import UserError
 
 BY_STEP = [{"step": k, "accuracy": {"mean": 0.5 + 0.1 * k, "ci95": 0.01, "tasks": 600}} for k in range(4)]
 
