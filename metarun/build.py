@@ -47,10 +47,9 @@ def build(config: Config, test_data: Config | None) -> Parts:
     device = construct(config["device"], "device", pick)
     data, other = _load(config, test_data, device)
     kind = target_of(config["algo"], "algo")
-    ways = config["data"]["ways"]
-    test_sampler = other.episodes("test", ways, test.shots, test.queries)
+    test_sampler = other.episodes("test", *_of_task(config, "test"))
     if kind.trains_on == "episodes":
-        sampler, given = data.episodes("train", ways, train.shots, train.queries), {}
+        sampler, given = data.episodes("train", *_of_task(config, "train")), {}
     else:
         sampler = data.tasks(kind.trains_on, train.shots)
         given = {"task_heads": sampler.heads}
@@ -62,16 +61,23 @@ def build(config: Config, test_data: Config | None) -> Parts:
         val=val,
         test=test,
         device=device,
-        ways=ways,
+        ways=config["data"]["ways"],
         data=data,
         test_data=other,
         net=net,
         algo=construct(config["algo"], "algo", net=net, **given),
         eval_algo=construct(config["algo"], "algo", net=net.eval(), **given),
         sampler=sampler,
-        val_sampler=data.episodes("val", ways, test.shots, test.queries),
+        val_sampler=data.episodes("val", *_of_task(config, "test")),
         test_sampler=test_sampler,
     )
+
+
+def _of_task(config: Config, section: str) -> tuple[int, int, int, str]:
+    """Ways, shots, queries, and the section that they were set in."""
+    data, own = config["data"], config[section]
+    inherited = all(own[key] == data[key] for key in ("shots", "queries"))
+    return data["ways"], own["shots"], own["queries"], "data" if inherited else section
 
 
 def _load(config: Config, test_data: Config | None, device: torch.device) -> tuple[Data, Data]:

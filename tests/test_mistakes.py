@@ -32,8 +32,8 @@ def one_line(outcome: Any, *words: str) -> None:
     [
         (["algo=mamel"], ["algo=mamel", "maml"]),
         (["data=omniglt"], ["data=omniglt", "omniglot"]),
-        (["experiment=nonexistent"], ["experiment=nonexistent", "omniglot_maml"]),
-        (["+experiment=omniglot_mamel"], ["omniglot_maml"]),
+        (["experiment=nonexistent"], ["experiment=nonexistent", "omniglot_cpu"]),
+        (["+experiment=omniglot_cpo"], ["omniglot_cpu"]),
         (["trian.steps=3"], ["trian.steps", "train.steps"]),
         (["dta=omniglot"], ["dta", "data"]),
         (["algoo=maml"], ["algoo", "algo"]),
@@ -100,6 +100,7 @@ def test_a_device_that_is_not_there_is_named(quick: Callable[..., Any]) -> None:
     [
         (["data.root=nowhere"], ["data.root=nowhere"]),
         (["data.shots=8"], ["data.shots=8", "9 images", "has 8"]),
+        (["algo=reptile", "train.shots=8"], ["train.shots=8", "9 images", "has 8"]),
         (["data.ways=9"], ["data.ways=9", "classes"]),
     ],
 )

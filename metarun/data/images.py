@@ -71,7 +71,8 @@ class ImageData:
         moved = {name: split.to(device) for name, split in self.splits.items()}
         return replace(self, images=self.images.to(device), splits=moved)
 
-    def episodes(self, split: str, ways: int, shots: int, queries: int) -> EpisodeSampler:
+    def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> EpisodeSampler:
+        """Tasks of one split; `section` is the part of the config where a number that cannot be is mended."""
         for key, value in (("ways", ways), ("shots", shots), ("queries", queries)):
             if value < 1:
                 raise UserError(f"data.{key}={value} must be at least 1. Raise it.")
@@ -86,7 +87,7 @@ class ImageData:
             uneven = fewest < int(chosen.counts.max())
             owner = f"{self.name}'s class {chosen.names[int(chosen.counts.argmin())]}" if uneven else self.name
             raise UserError(
-                f"data.shots={shots} with data.queries={queries} needs {needed} images per class; "
+                f"{section}.shots={shots} with {section}.queries={queries} needs {needed} images per class; "
                 f"{owner} has {fewest}. Lower one of them."
             )
         return EpisodeSampler(self.images, chosen, ways, shots, queries, self._fingerprint(chosen))

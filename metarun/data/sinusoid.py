@@ -43,7 +43,7 @@ class SinusoidData:
     def protocol(self) -> dict[str, Any]:
         return {"split": "fresh tasks", "rotations": "none"}
 
-    def episodes(self, split: str, ways: int, shots: int, queries: int) -> SinusoidSampler:
+    def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> SinusoidSampler:
         return SinusoidSampler(self.phase, shots, queries, self.device)
 
     def tasks(self, by: str, shots: int) -> SinusoidSampler:
