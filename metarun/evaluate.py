@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Collection
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,7 +13,10 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun.functional import Parallel, judge
+from metarun.parallel import within_memory
 from metarun.types import Algorithm, Draw, Episode, Metrics, Params, Sampler
+
+log = logging.getLogger("metarun")
 
 PIECE = 100  # tasks whose episodes are on the device at a time
 
@@ -60,7 +65,9 @@ def evaluate(
         for start in range(0, total, PIECE):
             between()
             piece = sampler.gather({name: t[start : start + PIECE] for name, t in draw.items()})
-            parts.append(parallel.stack(scores, params, piece))
+            work = partial(Parallel.stack, fn=scores, params=params, tasks=piece)
+            done, parallel = within_memory(work, parallel, log.warning)
+            parts.append(done)
         by_mark = tree_map(lambda *leaves: torch.cat(leaves).cpu(), *parts)
     rows = [
         {"step": step, **{name: summary(values) for name, values in row.items()}}

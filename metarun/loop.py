@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from metarun.device import peak_memory_mb
 from metarun.errors import UserError
 from metarun.functional import Parallel
-from metarun.parallel import halved
+from metarun.parallel import within_memory
 from metarun.tracking import checkpoint
 from metarun.types import Algorithm, Metrics, Params, Sampler
 
@@ -174,7 +175,8 @@ class Loop:
         if state.parallel is None:
             state.parallel = self.choose(state, sample)
             torch.manual_seed(seed)
-        grads, metrics = self._meta_grad(state, sample)
+        work = partial(self.algo.meta_grad, state.params, sample)
+        (grads, metrics), state.parallel = within_memory(work, state.parallel, self.tracker.say)
         for name, p in state.params.items():
             p.grad = grads[name]
         params = list(state.params.values())
@@ -188,20 +190,6 @@ class Loop:
         state.step += 1
         window.metrics.append(metrics)
         window.tasks += len(tree_leaves(sample)[0])  # plan.tasks, or all there are
-
-    def _meta_grad(self, state: State, sample: Any) -> tuple[Params, Metrics]:
-        while True:
-            assert state.parallel is not None
-            try:
-                return self.algo.meta_grad(state.params, sample, state.parallel)
-            except torch.OutOfMemoryError as error:
-                smaller = halved(state.parallel)
-                if smaller is None:
-                    raise UserError(
-                        "out of memory with one task at a time. Lower data.queries, algo.inner_steps or the backbone."
-                    ) from error
-                self.tracker.say(f"out of memory with {state.parallel}: going on with {smaller}")
-                state.parallel = smaller
 
     def _flush(self, state: State, window: Window) -> None:
         """Fetches the window's metrics in one copy, checks and logs them."""

@@ -5,13 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
+from metarun.errors import UserError
 from metarun.functional import Parallel
 from metarun.types import Algorithm, Params
 
+Result = TypeVar("Result")
 REPEATS = 2
 
 
@@ -45,6 +47,23 @@ def candidates(tasks: int, chunk: int | None, device: torch.device) -> list[Para
     if device.type != "cpu" and chunk is None:
         chunks = sorted({-(-tasks // 4), tasks})
     return [Parallel("loop", 1), *(Parallel("vmap", c) for c in chunks)]
+
+
+def within_memory(
+    work: Callable[[Parallel], Result], parallel: Parallel, say: Callable[[str], None]
+) -> tuple[Result, Parallel]:
+    """What work(parallel) returns, and the mapping it went with: the chunk halves until memory suffices."""
+    while True:
+        try:
+            return work(parallel), parallel
+        except torch.OutOfMemoryError as error:
+            smaller = halved(parallel)
+            if smaller is None:
+                raise UserError(
+                    "out of memory with one task at a time. Lower data.queries, algo.inner_steps or the backbone."
+                ) from error
+            say(f"out of memory with {parallel}: going on with {smaller}")
+            parallel = smaller
 
 
 def halved(parallel: Parallel) -> Parallel | None:

@@ -121,3 +121,23 @@ def test_the_hash_tells_data_apart_that_draw_alike() -> None:
     one, other = (SinusoidSampler(phase, 2, 2, torch.device("cpu")) for phase in (1.0, 2.0))
     draw = one.draw(3, torch.Generator().manual_seed(0))
     assert episodes_hash(one, draw) != episodes_hash(other, draw)
+
+
+def test_out_of_memory_halves_the_chunk_and_changes_no_score(
+    case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = case("maml")
+    draw = drawn(found)
+    expected = evaluate(found.algo, found.params, found.test, draw, 2, Parallel("vmap", 7))
+    stack, tried = Parallel.stack, []
+
+    def small(self: Parallel, fn: Any, params: Any, tasks: Any) -> Any:
+        tried.append(self.chunk)
+        if self.chunk > 2:
+            raise torch.OutOfMemoryError
+        return stack(self, fn, params, tasks)
+
+    monkeypatch.setattr(Parallel, "stack", small)
+    scores = evaluate(found.algo, found.params, found.test, draw, 2, Parallel("vmap", 7))
+    assert tried == [7, 3, 1]
+    assert scores["accuracy"] == expected["accuracy"]
