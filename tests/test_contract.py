@@ -41,7 +41,7 @@ ALLOWED = {
     "net": WORDS | {"functional", "norm"},
     "fit": MATHS - {"fit"},
     "parallel": WORDS | {"functional"},
-    "evaluate": WORDS | {"functional"},
+    "evaluate": WORDS | {"functional", "parallel"},
     "algos": MATHS,
     "backbones": WORDS | {"norm"},
     "data": WORDS | {"data"},

@@ -145,7 +145,8 @@ def describe(values: dict[str, float], prefix: str) -> list[str]:
     words = []
     for tag, value in values.items():
         name = tag.removeprefix(prefix)
-        if tag.startswith(prefix) and name.rpartition("/")[2] in SHOWN:
+        twice = name == "loss" and f"{prefix}mse" in values
+        if tag.startswith(prefix) and name.rpartition("/")[2] in SHOWN and not twice:
             words.append(f"{name.replace('/', ' ')} {_show(name, value)}")
     speed = values.get(f"{prefix}tasks_per_s")
     return words + ([f"{speed:,.0f} tasks/s"] if speed is not None else [])
@@ -189,6 +190,8 @@ def _test_table(result: dict[str, Any], plus_minus: str) -> Table:
 def _metrics(row: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """name -> {mean, ci95, tasks} of one row; of several heads each under its own name, the loss last."""
     found = {name: value for name, value in row.items() if isinstance(value, dict) and "mean" in value}
+    if "mse" in found:  # it is the loss
+        found.pop("loss", None)
     for head, metrics in row.get("heads", {}).items():
         found |= {f"{head} {name}": value for name, value in metrics.items() if "mean" in value}
     return dict(sorted(found.items(), key=lambda item: item[0].endswith("loss")))
