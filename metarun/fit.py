@@ -24,23 +24,23 @@ def new_head(params: Params, heads: Heads) -> Params:
 def fit_head(net: Net, params: Params, support: Batch, lr: float, steps: int) -> Iterator[Params]:
     """Gradient descent on the output layer over unit features; the trunk stays, so it runs once."""
     start = net.given(new_head(params, net.heads), support)
-    features = unit_features(net, start, support.x)
+    features = Batch(unit_features(net, start, support.x), support.y)
 
-    def loss(fast: Params, _: int) -> Tensor:
-        return judge(net.heads, read_head(net, fast, features), support.y)[0]
+    def loss(fast: Params, features: Batch, _: int) -> Tensor:
+        return judge(net.heads, read_head(net, fast, features.x), features.y)[0]
 
-    return sgd(loss, start, lr, steps, HEAD, first_order=True)
+    return sgd(loss, start, features, lr, steps, HEAD, first_order=True)
 
 
 def fit_all(net: Net, params: Params, support: Batch, lr: float, steps: int) -> Iterator[Params]:
     """Gradient descent on everything, from a new output layer."""
     start = new_head(params, net.heads)
 
-    def loss(fast: Params, _: int) -> Tensor:
+    def loss(fast: Params, support: Batch, _: int) -> Tensor:
         outputs = read_head(net, fast, unit_features(net, fast, support.x))
         return judge(net.heads, outputs, support.y)[0]
 
-    for fast in sgd(loss, start, lr, steps, list(start), first_order=True):
+    for fast in sgd(loss, start, support, lr, steps, list(start), first_order=True):
         yield net.given(fast, support)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,7 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metarun.types import Heads, Metrics, Outputs, Params, Targets
+from metarun.remat import recomputed
+from metarun.types import Batch, Heads, Metrics, Outputs, Params, Targets
+
+Loss = Callable[[Params, Batch, int], Tensor]  # of the parameters, the support set and the number of the step
 
 
 def judge(heads: Heads, outputs: Outputs, y: Targets) -> tuple[Tensor, Metrics]:
@@ -65,28 +69,39 @@ def mapped() -> bool:
 
 
 def sgd(
-    loss: Callable[[Params, int], Tensor],
+    loss: Loss,
     params: Params,
+    support: Batch,
     lr: float,
     steps: int,
     adapted: Collection[str],
     first_order: bool,
+    remat: bool = False,
 ) -> Iterator[Params]:
-    """φ₀ = θ, φₖ₊₁ = φₖ − lr ∇loss(φₖ, k): yields φ₀ … φ_steps.
+    """φ₀ = θ, φₖ₊₁ = φₖ − lr ∇loss(φₖ, support, k): yields φ₀ … φ_steps.
 
     With `first_order` the gradient is a constant: an outer derivative sees ∂φₖ₊₁/∂φₖ = I.
+    With `remat` an outer derivative keeps the φₖ alone, and computes each step again.
     """
+    names = sorted(adapted)
+
+    def moved(params: Params, support: Batch, step: int) -> tuple[Tensor, ...]:
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
+            slope = gradient(loss, params, names, support, step)
+        return tuple(params[name] - lr * slope[name] for name in names)
+
     yield params
     for step in range(steps):
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
-            slope = gradient(loss, params, adapted, step)
-        params = {**params, **{name: params[name] - lr * g for name, g in slope.items()}}
+        move = partial(moved, step=step)
+        fast = recomputed(move, params, support) if remat and not first_order else move(params, support)
+        params = {**params, **dict(zip(names, fast, strict=True))}
         yield params
 
 
 def adam(
-    loss: Callable[[Params, int], Tensor],
+    loss: Loss,
     params: Params,
+    support: Batch,
     lr: float,
     steps: int,
     adapted: Collection[str],
@@ -98,7 +113,7 @@ def adam(
     v = {name: torch.zeros_like(params[name]) for name in adapted}
     for step in range(steps):
         with torch.no_grad():
-            slope = gradient(loss, params, adapted, step)
+            slope = gradient(loss, params, adapted, support, step)
         v = {name: beta2 * v[name] + (1 - beta2) * g * g for name, g in slope.items()}
         unbias = 1 - beta2 ** (step + 1)
         moved = {n: params[n] - lr * g / ((v[n] / unbias).sqrt() + eps) for n, g in slope.items()}

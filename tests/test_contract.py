@@ -34,7 +34,8 @@ MATHS = WORDS | {"functional", "norm", "net", "fit"}
 ALLOWED = {
     "errors": set(),
     "types": {"errors"},
-    "functional": WORDS,
+    "remat": set(),
+    "functional": WORDS | {"remat"},
     "batchnorm": WORDS | {"functional"},
     "norm": WORDS | {"batchnorm"},
     "device": WORDS,

@@ -18,14 +18,17 @@ LR = 0.1
 MAPPINGS = [Parallel("loop", 1), Parallel("loop", 4), *(Parallel("vmap", chunk) for chunk in (1, 2, 4, 5, 6, 99))]
 
 
-def bowl(params: Params, _: int) -> Tensor:
+NOTHING = Batch(torch.zeros(0), {})
+
+
+def bowl(params: Params, *_: Any) -> Tensor:
     return 0.5 * params["w"] @ H @ params["w"]
 
 
 def test_sgd_yields_every_point_of_the_trajectory() -> None:
     """φ_k = (I − αH)^k θ."""
     factor = torch.eye(2, dtype=torch.float64) - LR * H
-    path = list(sgd(bowl, {"w": THETA}, LR, 3, ["w"], first_order=False))
+    path = list(sgd(bowl, {"w": THETA}, NOTHING, LR, 3, ["w"], first_order=False))
     assert len(path) == 4
     for k, point in enumerate(path):
         assert torch.allclose(point["w"], torch.linalg.matrix_power(factor, k) @ THETA, atol=1e-14)
@@ -36,7 +39,7 @@ def test_the_derivative_of_the_end_by_the_start(first_order: bool) -> None:
     """∂φ_K/∂θ = (I − αH)^K, and I where the gradient is held constant."""
     eye = torch.eye(2, dtype=torch.float64)
     jacobian = torch.autograd.functional.jacobian(
-        lambda w: last(sgd(bowl, {"w": w}, LR, 3, ["w"], first_order))["w"], THETA
+        lambda w: last(sgd(bowl, {"w": w}, NOTHING, LR, 3, ["w"], first_order))["w"], THETA
     )
     assert torch.allclose(jacobian, eye if first_order else torch.linalg.matrix_power(eye - LR * H, 3), atol=1e-14)
 
@@ -45,7 +48,7 @@ def test_what_is_not_adapted_stays_and_still_carries_a_gradient() -> None:
     params = {"w": THETA, "scale": torch.tensor(2.0, dtype=torch.float64)}
 
     def end(params: Params) -> tuple[Tensor, Params]:
-        fast = last(sgd(lambda p, k: p["scale"] * bowl(p, k), params, LR, 1, ["w"], first_order=False))
+        fast = last(sgd(lambda p, *_: p["scale"] * bowl(p), params, NOTHING, LR, 1, ["w"], first_order=False))
         assert fast["scale"] is params["scale"]
         return fast["w"].sum(), {}
 
@@ -56,7 +59,7 @@ def test_what_is_not_adapted_stays_and_still_carries_a_gradient() -> None:
 def test_adam_is_torchs_adam_with_beta1_zero() -> None:
     w = THETA.clone().requires_grad_()
     optimizer = torch.optim.Adam([w], lr=LR, betas=(0.0, 0.999))
-    for point in adam(bowl, {"w": THETA}, LR, 5, ["w"]):
+    for point in adam(bowl, {"w": THETA}, NOTHING, LR, 5, ["w"]):
         assert torch.allclose(point["w"], w.detach(), atol=1e-12)
         optimizer.zero_grad()
         bowl({"w": w}, 0).backward()

@@ -6,6 +6,7 @@
 α is `inner_lr`, K is `inner_steps`. With `first_order`, φ_K depends on θ as if ∂φ_K/∂θ = I (FOMAML).
 The paper's code sums the support loss over ways; `inner_loss: sum` does so, `mean` divides by their number.
 It leaves the parameters of normalisation layers at θ; `adapt_norm: true` adapts them too.
+`remat: true` computes the inner steps again on the way back: memory for one of them instead of all, a third more time.
 
 Finn, Abbeel, Levine: Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks. ICML 2017, arXiv 1703.03400.
 """
@@ -32,6 +33,7 @@ class MAML:
     first_order: bool
     inner_loss: Literal["mean", "sum"]
     adapt_norm: bool
+    remat: bool
 
     trains_on: ClassVar[str] = "episodes"
 
@@ -41,9 +43,11 @@ class MAML:
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
         lr = self.inner_lr * (width(self.net.heads) if self.inner_loss == "sum" else 1)
         adapted = params.keys() if self.adapt_norm else params.keys() - self.net.norm_names
-        for fast in sgd(
-            lambda fast, _: self.net.loss(fast, support), params, lr, steps, sorted(adapted), self.first_order
-        ):
+
+        def loss(fast: Params, support: Batch, _: int) -> Tensor:
+            return self.net.loss(fast, support)
+
+        for fast in sgd(loss, params, support, lr, steps, adapted, self.first_order, self.remat):
             yield self.net.given(fast, support)
 
     def predict(self, fast: Params, x: Tensor) -> Outputs:

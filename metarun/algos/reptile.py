@@ -42,15 +42,15 @@ class Reptile:
         rows = len(support.x)
         size = min(self.inner_batch, rows)
 
-        def loss(fast: Params, step: int) -> Tensor:
+        def loss(fast: Params, support: Batch, step: int) -> Tensor:
             chosen = torch.arange(step * size, (step + 1) * size, device=support.x.device) % rows
             y = {head: target[chosen] for head, target in support.y.items()}
             return self.net.loss(fast, Batch(support.x[chosen], y))
 
         if self.inner_optim == "adam":
-            trajectory = adam(loss, params, self.inner_lr, steps, list(params))
+            trajectory = adam(loss, params, support, self.inner_lr, steps, list(params))
         else:
-            trajectory = sgd(loss, params, self.inner_lr, steps, list(params), first_order=True)
+            trajectory = sgd(loss, params, support, self.inner_lr, steps, list(params), first_order=True)
         for fast in trajectory:
             yield self.net.given(fast, support)
 

@@ -31,7 +31,14 @@ def start(net: Net) -> Params:
 
 
 def solver(net: Net, **keys: object) -> MAML:
-    defaults = {"inner_lr": ALPHA, "inner_steps": 1, "first_order": False, "inner_loss": "mean", "adapt_norm": True}
+    defaults = {
+        "inner_lr": ALPHA,
+        "inner_steps": 1,
+        "first_order": False,
+        "inner_loss": "mean",
+        "adapt_norm": True,
+        "remat": False,
+    }
     return MAML(net, **{**defaults, **keys})  # type: ignore[arg-type]
 
 
