@@ -37,6 +37,7 @@ ALLOWED = {
     "functional": WORDS,
     "norm": WORDS,
     "device": WORDS,
+    "ahead": set(),
     "schedules": WORDS,
     "net": WORDS | {"functional", "norm"},
     "fit": MATHS - {"fit"},
@@ -44,10 +45,10 @@ ALLOWED = {
     "evaluate": WORDS | {"functional", "parallel"},
     "algos": MATHS,
     "backbones": WORDS | {"norm"},
-    "data": WORDS | {"data"},
+    "data": WORDS | {"data", "device"},
     "tracking": WORDS | {"tracking"},
     "report": {"errors", "report"},
-    "loop": WORDS | {"device", "functional", "parallel", "tracking"},
+    "loop": WORDS | {"ahead", "device", "functional", "parallel", "tracking"},
     "construct": {"errors"},
     "settings": {"errors", "construct"},
 }
@@ -169,4 +170,4 @@ def test_the_values_of_a_yaml_are_what_its_target_takes(group: str, name: str) -
 
 
 def test_what_data_sets_share_is_told_from_them_by_being_imported() -> None:
-    assert set(modules("data")) - parts("data") == {"cache", "episodes", "images", "tasks"}
+    assert set(modules("data")) - parts("data") == {"cache", "episodes", "images", "mapped", "tasks"}
