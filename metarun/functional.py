@@ -47,9 +47,21 @@ def grad(fn: Callable[[Params], tuple[Tensor, Metrics]], params: Params) -> tupl
 
 def gradient(loss: Callable[..., Tensor], params: Params, adapted: Collection[str], *args: Any) -> Params:
     """∇ loss(params, *args) with respect to the entries named in `adapted`."""
-    fixed = {name: p for name, p in params.items() if name not in adapted}
     moving = {name: params[name] for name in adapted}
-    return torch.func.grad(lambda p: loss({**fixed, **p}, *args))(moving)
+    if mapped():
+        fixed = {name: p for name, p in params.items() if name not in adapted}
+        return torch.func.grad(lambda p: loss({**fixed, **p}, *args))(moving)
+    outer = torch.is_grad_enabled()
+    with torch.enable_grad():
+        moving = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in moving.items()}
+        value = loss({**params, **moving}, *args)
+        slope = torch.autograd.grad(value, list(moving.values()), create_graph=outer, materialize_grads=True)
+    return dict(zip(moving, slope, strict=True))
+
+
+def mapped() -> bool:
+    """Whether this is computed inside vmap: there torch.func alone differentiates, elsewhere autograd is faster."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def sgd(

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
+from metarun.batchnorm import batch_norm
 from metarun.errors import UserError
 
 
@@ -27,12 +27,10 @@ class BatchNorm(nn.Module):
         self.register_buffer("var", None)
 
     def forward(self, x: Tensor) -> Tensor:
-        each = (-1, *[1] * (x.ndim - 2))
         if self.mean is None or self.var is None:
-            # Not F.batch_norm's own weight: its second derivative under vmap is wrong (torch 2.13).
-            x = F.batch_norm(x, None, None, training=True, eps=self.eps)
-            return x * self.weight.view(each) + self.bias.view(each)
+            return batch_norm(x, self.weight, self.bias, self.eps)
         # F.batch_norm takes given statistics for constants; these depend on the parameters.
+        each = (-1, *[1] * (x.ndim - 2))
         scale = self.weight / (self.var + self.eps).sqrt()
         shift = self.bias - scale * self.mean
         return x * scale.view(each) + shift.view(each)

@@ -13,7 +13,7 @@ KEYS = (
     ("data.root=DIR", "where the data set lies, if the variable METARUN_DATA does not say so"),
     ("train.steps=2500", "meta-steps, of train.tasks=32 tasks each (train.max_time=10m ends sooner)"),
     ("algo.inner_lr=0.4", "step size within a task, for algo.inner_steps=1 steps"),
-    ("optim.lr=0.001", "step size of the meta-optimiser"),
+    ("optim.lr=0.002", "step size of the meta-optimiser"),
     ("val.every=250", "validate and save; val.patience=5 stops after so many without a better one"),
     ("test.data=omniglot", "meta-test on another data set (test.tasks=600, test.adapt_steps=3)"),
     ("norm_stats=support", "batch norm sees the support set only; the default is batch, transductive"),

@@ -43,7 +43,7 @@ def fastest(
 
 def candidates(tasks: int, chunk: int | None, device: torch.device) -> list[Parallel]:
     """From the least memory to the most; an accelerator is launch-bound, so it need not try small chunks."""
-    chunks = sorted({min(c, tasks) for c in (8, 16, 32, tasks)}) if chunk is None else [min(chunk, tasks)]
+    chunks = sorted({min(c, tasks) for c in (4, 8, 16, 32, tasks)}) if chunk is None else [min(chunk, tasks)]
     if device.type != "cpu" and chunk is None:
         chunks = sorted({-(-tasks // 4), tasks})
     return [Parallel("loop", 1), *(Parallel("vmap", c) for c in chunks)]

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from metarun import parallel as room
 from metarun.functional import Parallel
 from metarun.parallel import by_hand, candidates, fastest, halved
 
@@ -16,36 +17,40 @@ LOOP = Parallel("loop", 1)
 
 @dataclass
 class Timed:
-    """An algorithm whose meta-gradient takes as long as told; None: as much memory as there is not."""
+    """An algorithm whose meta-gradient takes as long as told, by its own clock; None: more memory than there is."""
 
     seconds: dict[str, float | None]
+    now: float = 0.0
 
     def meta_grad(self, params: Any, sample: Any, parallel: Parallel) -> None:
         seconds = self.seconds[str(parallel)]
         if seconds is None:
             raise torch.OutOfMemoryError
-        time.sleep(seconds)
+        self.now += seconds
 
 
 def pick(seconds: dict[str, float | None], chunk: int | None = None) -> Any:
-    return fastest(Timed(seconds), {}, None, 32, chunk, CPU)  # type: ignore[arg-type]
+    algo = Timed(seconds)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(room, "time", SimpleNamespace(perf_counter=lambda: algo.now))
+        return fastest(algo, {}, None, 32, chunk, CPU)  # type: ignore[arg-type]
 
 
 def test_the_fastest_is_picked_by_time() -> None:
-    times = {"loop": 0.04, "vmap chunk 8": 0.03, "vmap chunk 16": 0.01, "vmap chunk 32": 0.025}
+    times = {"loop": 4.0, "vmap chunk 4": 3.5, "vmap chunk 8": 2.0, "vmap chunk 16": 1.0, "vmap chunk 32": 1.25}
     best, seconds = pick(times)
     assert best == Parallel("vmap", 16)
-    assert seconds == {name: pytest.approx(t, abs=0.008) for name, t in times.items()}
+    assert seconds == pytest.approx(times)
 
 
 def test_the_loop_may_win_and_a_candidate_far_behind_ends_the_search() -> None:
-    best, seconds = pick({"loop": 0.01, "vmap chunk 8": 0.04})
+    best, seconds = pick({"loop": 1.0, "vmap chunk 4": 4.0})
     assert best == LOOP and len(seconds) == 2
 
 
 def test_running_out_of_memory_ends_the_search() -> None:
-    best, seconds = pick({"loop": 0.03, "vmap chunk 8": 0.01, "vmap chunk 16": None})
-    assert best == Parallel("vmap", 8) and list(seconds) == ["loop", "vmap chunk 8"]
+    best, seconds = pick({"loop": 3.0, "vmap chunk 4": 1.0, "vmap chunk 8": None})
+    assert best == Parallel("vmap", 4) and list(seconds) == ["loop", "vmap chunk 4"]
 
 
 def test_the_loop_is_what_remains_when_nothing_fits() -> None:
@@ -53,14 +58,14 @@ def test_the_loop_is_what_remains_when_nothing_fits() -> None:
 
 
 def test_a_given_chunk_is_held_against_the_loop() -> None:
-    assert pick({"loop": 0.02, "vmap chunk 4": 0.005}, chunk=4)[0] == Parallel("vmap", 4)
+    assert pick({"loop": 2.0, "vmap chunk 6": 0.5}, chunk=6)[0] == Parallel("vmap", 6)
 
 
 def test_candidates_go_from_least_memory_to_most() -> None:
     chunks = [c.chunk for c in candidates(32, None, CPU)]
-    assert candidates(32, None, CPU)[0] == LOOP and chunks == [1, 8, 16, 32]
-    assert [c.chunk for c in candidates(5, None, CPU)] == [1, 5]
-    assert [c.chunk for c in candidates(100, None, CPU)] == [1, 8, 16, 32, 100]
+    assert candidates(32, None, CPU)[0] == LOOP and chunks == [1, 4, 8, 16, 32]
+    assert [c.chunk for c in candidates(5, None, CPU)] == [1, 4, 5]
+    assert [c.chunk for c in candidates(100, None, CPU)] == [1, 4, 8, 16, 32, 100]
 
 
 def test_an_accelerator_tries_large_chunks_only() -> None:
