@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import os
+import re
 import resource
 import sys
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -44,6 +47,20 @@ def keep_freed_memory() -> bool:
         return False
     settings = ((M_MMAP_THRESHOLD, 1 << 30), (M_TRIM_THRESHOLD, 1 << 30), (M_TOP_PAD, 1 << 27))
     return all(mallopt(option, value) == 1 for option, value in settings)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on the device, or on the machine where the device has none of its own."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for later use
+        return torch.cuda.mem_get_info(device)[0] + kept
+    try:
+        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
+    except OSError:
+        found = None
+    if found:
+        return 1024 * int(found[1])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # macOS knows only all there is
 
 
 def peak_memory_mb(device: torch.device) -> float:

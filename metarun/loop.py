@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import torch
 from torch.utils._pytree import tree_leaves
 
+from metarun.ahead import ahead
 from metarun.device import peak_memory_mb
 from metarun.errors import UserError
 from metarun.functional import Parallel
@@ -134,7 +135,7 @@ class Loop:
 
     def run(self, state: State) -> None:
         """Trains until steps, time or patience are used up. Raises Stopped, with all saved, when told to stop."""
-        generator = torch.Generator(self.device)
+        samples = self._samples(state.step)
         window = Window()
         started = time.perf_counter() - state.seconds
         try:
@@ -151,7 +152,7 @@ class Loop:
                     return
                 if (signal := self.stop()) is not None:
                     raise Stopped(signal)
-                self._step(state, generator, window)
+                self._step(state, samples, window)
                 self.tracker.step(state.step)
                 if state.step % self.plan.log_every == 0:
                     self._flush(state, window)
@@ -160,18 +161,30 @@ class Loop:
                 self._flush(state, window)
                 self._save("last.pt", state.dump(), state)
             raise
+        finally:
+            samples.close()
 
     def _exhausted(self, state: State) -> bool:
         plan = self.plan
         tired = plan.patience is not None and state.stale >= plan.patience
         return state.step >= plan.steps or state.seconds >= plan.max_seconds or tired
 
-    def _step(self, state: State, generator: torch.Generator, window: Window) -> None:
+    def _samples(self, start: int) -> Generator[Any, None, None]:
+        """What each step trains on; from a disk the next is fetched while this one is computed."""
+        sample, steps = partial(self._sample, torch.Generator(self.device)), range(start, self.plan.steps)
+        if self.sampler.from_disk:
+            return ahead(sample, steps, self.device)
+        return (sample(step) for step in steps)
+
+    def _sample(self, generator: torch.Generator, step: int) -> Any:
+        generator.manual_seed(_seed(self.plan.seed, step))
+        return self.sampler.gather(self.sampler.draw(self.plan.tasks, generator))
+
+    def _step(self, state: State, samples: Iterator[Any], window: Window) -> None:
         """One meta-step. Its randomness is a function of seed and step alone, so resuming needs no generator state."""
         seed = _seed(self.plan.seed, state.step)
-        generator.manual_seed(seed)
         torch.manual_seed(seed)  # dropout draws from the global generator
-        sample = self.sampler.gather(self.sampler.draw(self.plan.tasks, generator))
+        sample = next(samples)
         if state.parallel is None:
             state.parallel = self.choose(state, sample)
             torch.manual_seed(seed)

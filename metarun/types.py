@@ -57,6 +57,9 @@ class Sampler(Protocol):
     @property
     def fingerprint(self) -> str: ...
 
+    @property
+    def from_disk(self) -> bool: ...  # gather waits for a disk: worth beginning early
+
     def draw(self, tasks: int, generator: torch.Generator) -> Draw: ...
 
     def gather(self, draw: Draw) -> Any: ...

@@ -73,6 +73,10 @@ class Double:
     def fingerprint(self) -> str:
         return self.inner.fingerprint
 
+    @property
+    def from_disk(self) -> bool:
+        return self.inner.from_disk
+
     def draw(self, tasks: int, generator: torch.Generator) -> Draw:
         return self.inner.draw(tasks, generator)
 

@@ -39,6 +39,7 @@ ALLOWED = {
     "batchnorm": WORDS | {"functional"},
     "norm": WORDS | {"batchnorm"},
     "device": WORDS,
+    "ahead": set(),
     "schedules": WORDS,
     "net": WORDS | {"functional", "norm"},
     "fit": MATHS - {"fit"},
@@ -46,10 +47,10 @@ ALLOWED = {
     "evaluate": WORDS | {"functional", "parallel"},
     "algos": MATHS,
     "backbones": WORDS | {"norm"},
-    "data": WORDS | {"data"},
+    "data": WORDS | {"data", "device"},
     "tracking": WORDS | {"tracking"},
     "report": {"errors", "report"},
-    "loop": WORDS | {"device", "functional", "parallel", "tracking"},
+    "loop": WORDS | {"ahead", "device", "functional", "parallel", "tracking"},
     "construct": {"errors"},
     "settings": {"errors", "construct"},
 }
@@ -171,4 +172,4 @@ def test_the_values_of_a_yaml_are_what_its_target_takes(group: str, name: str) -
 
 
 def test_what_data_sets_share_is_told_from_them_by_being_imported() -> None:
-    assert set(modules("data")) - parts("data") == {"cache", "episodes", "images", "tasks"}
+    assert set(modules("data")) - parts("data") == {"cache", "episodes", "images", "mapped", "tasks"}

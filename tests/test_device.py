@@ -1,11 +1,12 @@
 from __future__ import annotations
 
+import os
 import sys
 
 import pytest
 import torch
 
-from metarun.device import keep_freed_memory, peak_memory_mb, pick
+from metarun.device import free_memory, keep_freed_memory, peak_memory_mb, pick
 from metarun.errors import UserError
 
 
@@ -25,6 +26,17 @@ def test_auto_takes_the_first_accelerator_there_is(
     have(monkeypatch, cuda, mps)
     assert str(pick("auto", 0, None)) == name
     assert str(pick("cpu", 0, None)) == "cpu"
+
+
+def test_free_memory_is_less_than_all_there_is() -> None:
+    everything = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert 10_000_000 < free_memory(torch.device("cpu")) < everything
+
+
+def test_free_memory_of_a_device_counts_what_torch_keeps_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (("memory_reserved", 30), ("memory_allocated", 10), ("mem_get_info", (500, 900))):
+        monkeypatch.setattr(torch.cuda, name, lambda _, value=value: value)
+    assert free_memory(torch.device("cuda:0")) == 520
 
 
 def test_index_says_which(monkeypatch: pytest.MonkeyPatch) -> None:

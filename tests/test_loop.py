@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
@@ -64,6 +65,8 @@ class Recorder:
 
 class Noise:
     """A sampler of standard normal targets."""
+
+    from_disk = False
 
     def draw(self, tasks: int, generator: torch.Generator) -> dict[str, Tensor]:
         return {"a": torch.randn(tasks, 2, generator=generator)}
@@ -151,6 +154,54 @@ def test_measuring_the_mapping_does_not_change_what_dropout_draws(tmp_path: Path
 
     one, other = (trained(made(tmp_path / name, choose=c)) for name, c in (("a", measured), ("b", lambda *_: VMAP)))
     assert one.params["w"].equal(other.params["w"])
+
+
+class Slow(Noise):
+    """A sampler worth beginning early; what it gathers is also noted."""
+
+    from_disk = True
+
+    def __init__(self) -> None:
+        self.gathered = 0
+
+    def gather(self, draw: dict[str, Tensor]) -> Tensor:
+        self.gathered += 1
+        torch.rand(3, generator=torch.Generator())  # of its own: the global one is dropout's
+        return super().gather(draw)
+
+
+def test_fetching_early_changes_no_number(tmp_path: Path) -> None:
+    sampler = Slow()
+    one, other = trained(made(tmp_path / "a")), trained(made(tmp_path / "b", sampler=sampler))
+    assert one.params["w"].equal(other.params["w"]) and one.best == other.best
+    assert sampler.gathered == PLAN.steps  # nothing for a step that does not come
+
+
+@pytest.mark.parametrize("at", [0, 1, 3, 5])
+def test_a_stopped_run_forgets_what_was_fetched_early(at: int, tmp_path: Path) -> None:
+    whole, threads = trained(made(tmp_path / "whole")), threading.enumerate()
+    steps = iter(range(99))
+    with pytest.raises(Stopped):
+        trained(made(tmp_path / "parts", sampler=Slow(), stop=lambda: 2 if next(steps) == at else None))
+    assert threading.enumerate() == threads
+    state = fresh()
+    state.restore(checkpoint.load(tmp_path / "parts" / "last.pt"))
+    assert state.step == at
+    assert trained(made(tmp_path / "parts", sampler=Slow()), state).params["w"].equal(whole.params["w"])
+    assert threading.enumerate() == threads
+
+
+def test_what_goes_wrong_in_fetching_early_ends_the_step_that_needed_it(tmp_path: Path) -> None:
+    class Broken(Slow):
+        def gather(self, draw: dict[str, Tensor]) -> Tensor:
+            if self.gathered == 3:
+                raise UserError("the disk is gone")
+            return super().gather(draw)
+
+    tracker, threads = Recorder(), threading.enumerate()
+    with pytest.raises(UserError, match="the disk is gone"):
+        trained(made(tmp_path, sampler=Broken(), tracker=tracker))
+    assert tracker.steps == [1, 2, 3] and threading.enumerate() == threads
 
 
 def for_algorithm(found: Any, folder: Path, tracker: Recorder, **keys: Any) -> tuple[Loop, State]:

@@ -208,6 +208,60 @@ def test_a_signal_during_the_last_step_spares_the_meta_test(
     assert record["status"] == "interrupted" and record["steps"] == 4 and record["test"] is None
 
 
+# Images that stay on disk
+
+
+FROM_DISK = ("data.resident=false", "train.steps=6")
+
+
+@pytest.mark.parametrize("algo", ["maml", "transfer"])
+def test_images_on_disk_give_the_run_of_images_in_memory(
+    algo: str, order: Callable[..., Order], images: tuple[str, ...]
+) -> None:
+    keys = (f"algo={algo}", *images, *SMALL, *TINY, "backbone.dropout=0.3", "train.steps=6")
+    found = []
+    for name, resident in (("memory", "true"), ("disk", "false")):
+        ordered = order(*keys, f"data.resident={resident}", name=name)
+        record = run(ordered)
+        params = checkpoint.load(ordered.folder / "checkpoints" / "last.pt")["params"]
+        found.append({"params": params, "test": record["test"], "val": record["val"], "named": record["protocol"]})
+    assert equal(*found)
+
+
+def test_a_cache_cut_short_while_training_is_told_in_one_line(
+    metarun: Callable[..., Any], images: tuple[str, ...], own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true = run_module.evaluate
+
+    def cutting(*args: Any) -> dict[str, Any]:
+        found = true(*args)
+        (file,) = own_cache.glob("folder-*/images.npy")
+        os.truncate(file, 5000)
+        return found
+
+    monkeypatch.setattr(run_module, "evaluate", cutting)
+    ended = metarun(*images, *SMALL, *TINY, *FROM_DISK)
+    assert ended.code == 2
+    (line,) = ended.err.strip().splitlines()
+    assert "images.npy was cut short while it was read. Start again" in line
+
+
+def test_ctrl_c_ends_a_run_from_disk_with_a_checkpoint(tmp_path: Path, images: tuple[str, ...]) -> None:
+    folder = tmp_path / "run"
+    overrides = (*images, *RUN, *TINY, *FROM_DISK, "train.tasks=4", "train.steps=1000000", "val.every=1000000")
+    process = subprocess.Popen(command(folder, *overrides), cwd=tmp_path, stderr=subprocess.PIPE, text=True)
+    try:
+        while not (folder / "metrics.jsonl").exists() or not rows_of(folder):
+            assert process.poll() is None, "it ended before it could be stopped"
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    finally:
+        process.kill()
+    assert process.returncode == 130 and "To go on: metarun resume=run" in err
+    assert checkpoint.load(folder / "checkpoints" / "last.pt")["step"] == result_of(folder)["steps"] > 0
+
+
 # Killed for good
 
 

@@ -1,10 +1,12 @@
-"""Decoded images on disk: a data set opens its files once, and later runs read one array."""
+"""Decoded images on disk: a data set opens its files once, and later runs read or map one array."""
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
+import math
 import os
 import shutil
 import uuid
@@ -15,27 +17,46 @@ from typing import Any
 import numpy as np
 import torch
 
-from metarun.data.images import Collection
+from metarun.data.images import Collection, Recipe
+from metarun.data.mapped import SHARE, Mapped
+from metarun.device import free_memory
+from metarun.errors import UserError
 
 FORMAT = 1
+LARGE = 2**30  # bytes: to read all of more than that at each start takes too long
+CPU = torch.device("cpu")
 
 log = logging.getLogger(__name__)
 
 
-def cached(name: str, key: dict[str, Any], make: Callable[[], Collection]) -> Collection:
-    """The collection that `make` builds, from disk where an entry of this key is whole."""
+def cached(name: str, key: dict[str, Any], make: Callable[[], Recipe]) -> Collection:
+    """The collection that `make` describes, from disk where an entry of this key is whole."""
     text = json.dumps({"format": FORMAT, "name": name, **key}, sort_keys=True)
     entry = _folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     found = _read(entry, text)
     if found is not None:
         return found
-    made = make()
     try:
-        _write(entry, text, made)
+        return _write(entry, text, make())
     except OSError as error:
-        if not entry.exists():  # a twin process may have been first
-            log.warning("%s cannot be written (%s): the images are decoded again next time.", entry, error)
-    return made
+        if (found := _read(entry, text)) is not None:  # a twin process was first
+            return found
+        recipe = make()
+        _check_memory(recipe, f"{entry} cannot be written ({error})")
+        log.warning("%s cannot be written (%s): the images are decoded again next time.", entry, error)
+        return recipe.in_memory()
+
+
+def _check_memory(recipe: Recipe, reason: str) -> None:
+    if _bytes(recipe) > SHARE * free_memory(CPU):
+        raise UserError(
+            f"{reason}, and {_bytes(recipe) / 1e9:.1f} GB of images are too many for memory. "
+            "Make room for them, or name another folder in METARUN_CACHE."
+        )
+
+
+def _bytes(recipe: Recipe) -> int:
+    return len(recipe.labels) * math.prod(recipe.shape)
 
 
 def _folder() -> Path:
@@ -49,15 +70,15 @@ def _read(entry: Path, text: str) -> Collection | None:
         if not entry.is_dir():
             return None
         manifest = json.loads((entry / "manifest.json").read_text(encoding="utf-8"))
-        images = torch.from_numpy(np.load(entry / "images.npy"))
-        found = Collection.of(
-            images,
-            torch.tensor(manifest["labels"], dtype=torch.int64),
-            tuple(manifest["names"]),
-            tuple(manifest["groups"]),
-        )
-        if manifest["key"] == text and manifest["fingerprint"] == found.fingerprint:
-            return found
+        images = _mapped(entry, entry)
+        labels = torch.tensor(manifest["labels"], dtype=torch.int64)
+        names, groups = tuple(manifest["names"]), tuple(manifest["groups"])
+        if manifest["key"] == text:
+            if images.array.nbytes > LARGE and manifest.get("written") == _written(entry):
+                return Collection(images, labels, names, groups, manifest["fingerprint"])
+            found = Collection.of(images, labels, names, groups)
+            if manifest["fingerprint"] == found.fingerprint:
+                return found
         reason = "its content does not match its manifest"
     except FileNotFoundError:
         reason = "a file is missing"
@@ -67,25 +88,49 @@ def _read(entry: Path, text: str) -> Collection | None:
     return None
 
 
-def _write(entry: Path, text: str, collection: Collection) -> None:
+def _mapped(folder: Path, entry: Path) -> Mapped:
+    return Mapped(np.load(folder / "images.npy", mmap_mode="r"), entry / "images.npy", CPU)
+
+
+def _written(folder: Path) -> int:
+    """When: a file that was touched since is not taken at its word."""
+    return (folder / "images.npy").stat().st_mtime_ns
+
+
+def _write(entry: Path, text: str, recipe: Recipe) -> Collection:
     """Writes beside the entry, then renames: whoever reads meanwhile sees a whole entry or none."""
     fresh = entry.with_name(f".{entry.name}.{uuid.uuid4().hex}")
     stale = fresh.with_name(f"{fresh.name}.stale")
-    manifest = {
-        "key": text,
-        "fingerprint": collection.fingerprint,
-        "labels": collection.labels.tolist(),
-        "names": collection.names,
-        "groups": collection.groups,
-    }
     try:
         fresh.mkdir(parents=True)
-        np.save(fresh / "images.npy", collection.images.numpy())
+        _write_images(fresh / "images.npy", recipe)
+        images = _mapped(fresh, entry)
+        made = Collection.of(images, recipe.labels, recipe.names, recipe.groups)
+        manifest = {
+            "key": text,
+            "fingerprint": made.fingerprint,
+            "labels": made.labels.tolist(),
+            "names": made.names,
+            "groups": made.groups,
+            "written": _written(fresh),
+        }
         (fresh / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
         # A folder with files in it cannot be renamed over: the old entry, damaged or a twin, steps aside.
         if entry.exists():
             entry.rename(stale)
         fresh.rename(entry)
+        return made
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
         shutil.rmtree(stale, ignore_errors=True)
+
+
+def _write_images(path: Path, recipe: Recipe) -> None:
+    """Piece by piece. Room for all of them is asked for first: to decode them may take hours."""
+    if _bytes(recipe) > shutil.disk_usage(path.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(recipe.labels), *recipe.shape)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in recipe.pieces:
+            file.write(piece.contiguous().numpy().data)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from metarun.data.mapped import Mapped
 from metarun.types import Batch, Draw, Episode, Head, Heads
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 class EpisodeSampler:
     """Rows of a support or query set go shot by shot: each N consecutive rows hold one image of every way."""
 
-    images: Tensor  # uint8 [M, C, H, W]
+    images: Tensor | Mapped  # uint8 [M, C, H, W]
     split: ClassSplit
     ways: int
     shots: int
@@ -28,6 +29,10 @@ class EpisodeSampler:
     @property
     def heads(self) -> Heads:
         return {"class": Head("class", self.ways)}
+
+    @property
+    def from_disk(self) -> bool:
+        return isinstance(self.images, Mapped)
 
     def draw(self, tasks: int, generator: torch.Generator) -> Draw:
         """Classes [T, N] without repetition, and K+Q images of each [T, K+Q, N] without repetition."""
@@ -56,8 +61,10 @@ class EpisodeSampler:
         )
 
 
-def pixels(images: Tensor, rows: Tensor, turns: Tensor) -> Tensor:
+def pixels(images: Tensor | Mapped, rows: Tensor, turns: Tensor) -> Tensor:
     """The images at `rows`, each turned by 90° `turns` times, as floats in [0, 1]: one indexed gather."""
+    if isinstance(images, Mapped):
+        images, rows = images.read(rows), torch.arange(rows.numel(), device=rows.device).view(rows.shape)
     _, channels, height, width = images.shape
     if height != width:
         return images[rows].float() / 255

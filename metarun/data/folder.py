@@ -12,7 +12,8 @@ from pathlib import Path
 import torch
 
 from metarun.data.cache import cached
-from metarun.data.images import Collection, ImageData, classes_by_name, decode, split_classes
+from metarun.data.images import ImageData, Recipe, classes_by_name, decode, split_classes
+from metarun.data.mapped import Resident
 from metarun.errors import UserError
 
 SPLITS = ("train", "val", "test")
@@ -40,6 +41,7 @@ class Folder:
     ways: int
     shots: int
     queries: int
+    resident: Resident
 
     def load(self, device: torch.device) -> ImageData:
         root = Path(self.root).expanduser()
@@ -54,7 +56,9 @@ class Folder:
         protocol = {"split": f"{split}: {sizes} classes", "rotations": "none"}
         key = {"size": self.size, "colour": self.colour, "files": _listing(root, files)}
         collection = cached("folder", key, lambda: self._decode(root, files))
-        return split_classes("folder", collection, classes, dict.fromkeys(SPLITS, False), protocol).to(device)
+        return split_classes("folder", collection, classes, dict.fromkeys(SPLITS, False), protocol).to(
+            device, self.resident
+        )
 
     def _shares(self) -> tuple[float, float, float]:
         if self.split == "auto":
@@ -92,13 +96,14 @@ class Folder:
         order = [classes[i] for i in torch.randperm(len(classes), generator=generator).tolist()]
         return {"train": order[:train], "val": order[train : train + val], "test": order[train + val :]}
 
-    def _decode(self, root: Path, files: Classes) -> Collection:
+    def _decode(self, root: Path, files: Classes) -> Recipe:
         log.info("Decoding %s (once; the cache keeps it)", root)
         sources = [(str(path), path) for paths in files.values() for path in paths]
         counts = torch.tensor([len(paths) for paths in files.values()])
         labels = torch.arange(len(files)).repeat_interleave(counts)
         groups = tuple(name.rpartition("/")[0] or "all" for name in files)
-        return Collection.of(decode(sources, self.size, self.colour), labels, tuple(files), groups)
+        shape = (3 if self.colour else 1, self.size, self.size)
+        return Recipe(decode(sources, self.size, self.colour), shape, labels, tuple(files), groups)
 
 
 def _layout(root: Path) -> tuple[Classes, list[tuple[str, str]] | None, str]:

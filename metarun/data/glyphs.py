@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from metarun.data.cache import cached
-from metarun.data.images import Collection, ImageData, split_classes
+from metarun.data.images import ImageData, Recipe, split_classes
+from metarun.data.mapped import Resident
 from metarun.errors import UserError
 
 VERSION = 1  # of the drawings: raise it when they change, so that caches do not keep the old ones
@@ -80,6 +81,7 @@ class Glyphs:
     ways: int
     shots: int
     queries: int
+    resident: Resident
 
     def load(self, device: torch.device) -> ImageData:
         for name, least in (("alphabets", 3), ("characters", 1), ("drawings", 2)):
@@ -93,7 +95,7 @@ class Glyphs:
         turned = {"train": self.rotations, "val": self.rotations, "test": False}
         rotations = "90° as classes in training and validation; test upright" if self.rotations else "none"
         protocol = {"split": f"by alphabet: {sizes} characters (seed {self.seed})", "rotations": rotations}
-        return split_classes("glyphs", collection, classes, turned, protocol).to(device)
+        return split_classes("glyphs", collection, classes, turned, protocol).to(device, self.resident)
 
     def _split(self) -> dict[str, range]:
         """Whole alphabets. They come in no order, so that the first can train and the last test."""
@@ -102,17 +104,18 @@ class Glyphs:
         return {"train": range(a), "val": range(a, b), "test": range(b, c)}
 
 
-def generate(alphabets: int, characters: int, drawings: int, seed: int) -> Collection:
+def generate(alphabets: int, characters: int, drawings: int, seed: int) -> Recipe:
     """All of it, from habits to images."""
     dice = Dice(torch.Generator().manual_seed(seed))
     habit = {name: low + (high - low) * dice.uniform(alphabets) for name, (low, high) in HABITS.items()}
     habit = {name: value.repeat_interleave(characters) for name, value in habit.items()}
     program = Program(*(part.repeat_interleave(drawings, 0) for part in invent(habit, dice)))
     chunks = zip(*(part.split(CHUNK) for part in program), strict=True)
-    images = torch.cat([draw(Program(*chunk), dice) for chunk in chunks])
+    pieces = (draw(Program(*chunk), dice) for chunk in chunks)
     groups = [f"alphabet{a:03}" for a in range(alphabets) for _ in range(characters)]
     names = [f"{group}/character{c % characters:03}" for c, group in enumerate(groups)]
-    return Collection.of(images, torch.arange(len(names)).repeat_interleave(drawings), tuple(names), tuple(groups))
+    labels = torch.arange(len(names)).repeat_interleave(drawings)
+    return Recipe(pieces, (1, SIZE, SIZE), labels, tuple(names), tuple(groups))
 
 
 @dataclass(frozen=True)

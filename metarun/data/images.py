@@ -1,11 +1,11 @@
-"""Images in memory: decoded once, kept as one uint8 array, split by class."""
+"""Images decoded once, kept as one uint8 array in memory or on disk, split by class."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import struct
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -19,26 +19,44 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from metarun.data.episodes import EpisodeSampler
+from metarun.data.mapped import PIECE, Mapped, Resident, placed
 from metarun.data.tasks import TaskSampler
 from metarun.errors import UserError
+
+File = tuple[str, Path | bytes]  # a name for people, and where it is or what is in it
 
 
 @dataclass(frozen=True)
 class Collection:
     """Every image of a data set with its class; a class has a name and a group (its alphabet, say)."""
 
-    images: Tensor  # uint8 [M, C, H, W]
+    images: Tensor | Mapped  # uint8 [M, C, H, W]
     labels: Tensor  # int64 [M]: an index into names
     names: tuple[str, ...]
     groups: tuple[str, ...]
     fingerprint: str  # of the content: it goes into the hash of test episodes
 
     @staticmethod
-    def of(images: Tensor, labels: Tensor, names: tuple[str, ...], groups: tuple[str, ...]) -> Collection:
+    def of(images: Tensor | Mapped, labels: Tensor, names: tuple[str, ...], groups: tuple[str, ...]) -> Collection:
         """A collection with the fingerprint of its content: pixels, labels and class names."""
-        content = hashlib.sha256(json.dumps([str(images.dtype), list(images.shape), labels.tolist(), names]).encode())
-        content.update(images.contiguous().numpy().data)
+        content = hashlib.sha256(json.dumps(["torch.uint8", list(images.shape), labels.tolist(), names]).encode())
+        for piece in images.split(PIECE):
+            content.update(piece.contiguous().numpy().data)
         return Collection(images, labels, names, groups, f"sha256:{content.hexdigest()}")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to make a collection. Its images come in pieces, so that all of them need never be in memory."""
+
+    pieces: Iterable[Tensor]  # uint8 [m, C, H, W] each, M images together
+    shape: tuple[int, int, int]  # C, H, W
+    labels: Tensor
+    names: tuple[str, ...]
+    groups: tuple[str, ...]
+
+    def in_memory(self) -> Collection:
+        return Collection.of(torch.cat([*self.pieces]), self.labels, self.names, self.groups)
 
 
 @dataclass(frozen=True)
@@ -58,7 +76,7 @@ class ClassSplit:
 @dataclass(frozen=True)
 class ImageData:
     name: str
-    images: Tensor  # uint8 [M, C, H, W]
+    images: Tensor | Mapped  # uint8 [M, C, H, W]
     splits: Mapping[str, ClassSplit]
     fingerprint: str
     protocol: dict[str, Any]  # what a reader of results must know: split, rotations
@@ -67,9 +85,9 @@ class ImageData:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.images.shape[1:])
 
-    def to(self, device: torch.device) -> ImageData:
+    def to(self, device: torch.device, resident: Resident) -> ImageData:
         moved = {name: split.to(device) for name, split in self.splits.items()}
-        return replace(self, images=self.images.to(device), splits=moved)
+        return replace(self, images=placed(self.images, device, resident), splits=moved)
 
     def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> EpisodeSampler:
         """Tasks of one split; `section` is the part of the config where a number that cannot be is mended."""
@@ -103,10 +121,14 @@ class ImageData:
         return TaskSampler.build(self.images, self.splits["train"], by, shots, self.fingerprint)
 
 
-def decode(files: Sequence[tuple[str, Path | bytes]], size: int, colour: bool) -> Tensor:
-    """Named image files as uint8 [M, C, size, size]: the middle square of each, resized."""
+def decode(files: Sequence[File], size: int, colour: bool) -> Iterator[Tensor]:
+    """Named image files as uint8 [m, C, size, size], piece by piece: the middle square of each, resized."""
     if size < 1:
         raise UserError(f"data.size={size} must be at least 1. Raise it.")
+    return (_decode_piece(files[start : start + PIECE], size, colour) for start in range(0, len(files), PIECE))
+
+
+def _decode_piece(files: Sequence[File], size: int, colour: bool) -> Tensor:
     images = torch.empty(len(files), 3 if colour else 1, size, size, dtype=torch.uint8)
     with ThreadPoolExecutor() as pool:
         try:
@@ -118,7 +140,7 @@ def decode(files: Sequence[tuple[str, Path | bytes]], size: int, colour: bool) -
     return images
 
 
-def _decode_one(file: tuple[str, Path | bytes], size: int, colour: bool) -> Tensor:
+def _decode_one(file: File, size: int, colour: bool) -> Tensor:
     name, content = file
     try:
         with Image.open(BytesIO(content) if isinstance(content, bytes) else content) as image:

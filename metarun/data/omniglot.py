@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from metarun.data.cache import cached
-from metarun.data.images import Collection, ImageData, classes_by_name, decode, split_classes
+from metarun.data.images import Collection, ImageData, Recipe, classes_by_name, decode, split_classes
+from metarun.data.mapped import Resident
 from metarun.errors import UserError
 
 PARTS = {"images_background": 964, "images_evaluation": 659}  # characters of each
@@ -40,6 +41,7 @@ class Omniglot:
     ways: int
     shots: int
     queries: int
+    resident: Resident
 
     def load(self, device: torch.device) -> ImageData:
         sources = find(Path(self.root).expanduser())
@@ -49,7 +51,7 @@ class Omniglot:
         sizes = "/".join(str(len(classes[name])) for name in SPLITS)
         protocol = {"split": f"{split}: {sizes} characters", "rotations": self._rotations()}
         turned = {"train": self.rotations, "val": self.rotations, "test": self.test_rotations}
-        return split_classes("omniglot", collection, classes, turned, protocol).to(device)
+        return split_classes("omniglot", collection, classes, turned, protocol).to(device, self.resident)
 
     def _split(self, collection: Collection) -> tuple[dict[str, list[int]], str]:
         generator = torch.Generator().manual_seed(self.split_seed)
@@ -151,7 +153,7 @@ def _listing(source: Path) -> tuple[str, str]:
     return source.name, hashlib.sha256("\n".join(files).encode()).hexdigest()
 
 
-def _decode(sources: Sequence[Path], size: int) -> Collection:
+def _decode(sources: Sequence[Path], size: int) -> Recipe:
     log.info("Decoding Omniglot (once; the cache keeps it)")
     drawings: list[tuple[str, bytes]] = []
     names: list[str] = []
@@ -159,9 +161,10 @@ def _decode(sources: Sequence[Path], size: int) -> Collection:
         files = _read(source)
         names += _characters(source, files, characters)
         drawings += sorted(files.items())
-    images = 255 - decode(drawings, size, colour=False)
+    pieces = (255 - piece for piece in decode(drawings, size, colour=False))
     labels = torch.arange(len(names)).repeat_interleave(DRAWINGS)
-    return Collection.of(images, labels, tuple(names), tuple(name.partition("/")[0] for name in names))
+    groups = tuple(name.partition("/")[0] for name in names)
+    return Recipe(pieces, (1, size, size), labels, tuple(names), groups)
 
 
 def _read(source: Path) -> dict[str, bytes]:

@@ -65,6 +65,10 @@ class SinusoidSampler:
     def fingerprint(self) -> str:
         return f"sinusoid, phase up to {self.phase}"
 
+    @property
+    def from_disk(self) -> bool:
+        return False
+
     def draw(self, tasks: int, generator: torch.Generator) -> Draw:
         lots = torch.rand(tasks, 2 + self.shots + self.queries, generator=generator, device=generator.device)
         return {

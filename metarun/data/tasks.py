@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from metarun.data.episodes import pixels
+from metarun.data.mapped import Mapped
 from metarun.types import Batch, Draw, Head, Heads
 
 if TYPE_CHECKING:
@@ -19,7 +20,7 @@ if TYPE_CHECKING:
 class TaskSampler:
     """T of the tasks, `shots` images of each: y[name] [T, B] is known (not -100) in that task's own row."""
 
-    images: Tensor  # uint8 [M, C, H, W]
+    images: Tensor | Mapped  # uint8 [M, C, H, W]
     split: ClassSplit  # its classes sorted by task
     names: tuple[str, ...]
     sizes: Tensor  # int64 [tasks]: classes of each
@@ -27,7 +28,7 @@ class TaskSampler:
     fingerprint: str
 
     @staticmethod
-    def build(images: Tensor, split: ClassSplit, by: str, shots: int, fingerprint: str) -> TaskSampler:
+    def build(images: Tensor | Mapped, split: ClassSplit, by: str, shots: int, fingerprint: str) -> TaskSampler:
         """`by` "group": the classes of one group are a task; "all": one task of all classes."""
         groups = split.groups if by == "group" else ("all",) * len(split.groups)
         names = tuple(sorted(set(groups)))
@@ -47,6 +48,10 @@ class TaskSampler:
     @property
     def heads(self) -> Heads:
         return {name: Head("class", size) for name, size in zip(self.names, self.sizes.tolist(), strict=True)}
+
+    @property
+    def from_disk(self) -> bool:
+        return isinstance(self.images, Mapped)
 
     def draw(self, tasks: int, generator: torch.Generator) -> Draw:
         """Tasks [T] without repetition (all of them where T is as many), classes and images [T, B] with."""

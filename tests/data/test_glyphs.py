@@ -19,7 +19,7 @@ ALPHABETS, CHARACTERS, DRAWINGS = 6, 8, 6
 
 @pytest.fixture(scope="module")
 def few() -> Collection:
-    return generate(ALPHABETS, CHARACTERS, DRAWINGS, seed=0)
+    return generate(ALPHABETS, CHARACTERS, DRAWINGS, seed=0).in_memory()
 
 
 @pytest.fixture
@@ -36,15 +36,15 @@ def line(start: complex, end: complex, width: float) -> Tensor:
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(few: Collection) -> None:
-    assert generate(ALPHABETS, CHARACTERS, DRAWINGS, seed=0).fingerprint == few.fingerprint
-    other = generate(ALPHABETS, CHARACTERS, DRAWINGS, seed=1).images
+    assert generate(ALPHABETS, CHARACTERS, DRAWINGS, seed=0).in_memory().fingerprint == few.fingerprint
+    other = generate(ALPHABETS, CHARACTERS, DRAWINGS, seed=1).in_memory().images
     assert (other != few.images).flatten(1).any(1).all()
 
 
 def test_the_global_generator_is_neither_read_nor_moved(few: Collection) -> None:
     torch.manual_seed(7)
     before = torch.get_rng_state()
-    assert generate(ALPHABETS, CHARACTERS, DRAWINGS, seed=0).fingerprint == few.fingerprint
+    assert generate(ALPHABETS, CHARACTERS, DRAWINGS, seed=0).in_memory().fingerprint == few.fingerprint
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -73,7 +73,7 @@ def test_no_drawing_is_there_twice(few: Collection) -> None:
 
 def test_drawings_of_a_character_resemble_each_other_as_handwriting_does() -> None:
     """Nearest neighbour on raw pixels, 5-way 1-shot: Omniglot's 0.45 is far from chance, and as far from easy."""
-    drawings = generate(20, 8, 2, seed=3).images.float().view(-1, 2, 28 * 28)
+    drawings = generate(20, 8, 2, seed=3).in_memory().images.float().view(-1, 2, 28 * 28)
     generator = torch.Generator().manual_seed(0)
     ways = torch.rand(500, len(drawings), generator=generator).topk(5).indices
     distance = torch.cdist(drawings[ways, 0], drawings[ways, 1])

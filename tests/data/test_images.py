@@ -4,13 +4,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
-from metarun.data.images import Collection, ImageData, classes_by_name, decode, split_classes
+from metarun.data.images import Collection, ImageData, classes_by_name, split_classes
+from metarun.data.images import decode as pieces
+from metarun.data.mapped import PIECE
 from metarun.errors import UserError
 
 Numbered = Callable[..., Collection]
@@ -30,6 +34,10 @@ def png(image: Image.Image, **options: object) -> bytes:
     buffer = BytesIO()
     image.save(buffer, "PNG", **options)
     return buffer.getvalue()
+
+
+def decode(*args: Any, **keys: Any) -> Tensor:
+    return torch.cat([*pieces(*args, **keys)])
 
 
 def test_the_fingerprint_is_of_pixels_labels_and_names(numbered: Numbered) -> None:
@@ -136,6 +144,13 @@ def test_decode_takes_the_middle_square_of_any_size() -> None:
     images = decode(files, 5, colour=False)
     assert images.shape == (3, 1, 5, 5)
     assert (images.int() - 200).abs().max() < 15  # the filter sees a little of what lies beside the square
+
+
+def test_decode_has_few_images_in_memory_at_a_time() -> None:
+    grey = [("", png(Image.new("L", (2, 2), m % 256))) for m in range(2 * PIECE + 3)]
+    parts = [*pieces(grey, 2, colour=False)]
+    assert [len(part) for part in parts] == [PIECE, PIECE, 3]
+    assert torch.cat(parts)[:, 0, 0, 0].equal(torch.arange(2 * PIECE + 3).byte())
 
 
 def test_decode_keeps_colours_and_their_order() -> None:

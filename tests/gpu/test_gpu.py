@@ -6,9 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun import schedules
+from metarun.ahead import ahead
 from metarun.build import build
 from metarun.evaluate import episodes_hash, evaluate
 from metarun.functional import Parallel
@@ -143,7 +144,28 @@ def test_scores_on_cuda_are_those_on_the_cpu(algo_name: str, case: Callable[...,
         assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
 
 
-def test_a_run_on_cuda_says_so(order: Callable[..., Order], images: tuple[str, ...]) -> None:
-    record = run(order("device=cuda", *images, *SMALL))
+def test_samples_made_ahead_are_those_made_on_demand(order: Callable[..., Order], images: tuple[str, ...]) -> None:
+    """Bit for bit, with the device kept busy on the common stream and the memory of used samples handed out anew."""
+    made = []
+    for resident in ("true", "false"):
+        parts = build(order("device=cuda", *images, *SMALL, f"data.resident={resident}").config, None)
+        sampler = parts.sampler
+        assert sampler.from_disk == (resident == "false")
+
+        def sample(step: int, sampler: Any = sampler) -> Any:
+            return sampler.gather(sampler.draw(8, torch.Generator(CUDA).manual_seed(step)))
+
+        busy, sums = torch.ones(2000, 2000, device=CUDA), []
+        for episode in ahead(sample, range(30), CUDA) if sampler.from_disk else map(sample, range(30)):
+            busy = busy @ busy / 2000
+            sums.append([leaf.double().sum() for leaf in tree_leaves(episode)])
+            del episode
+        made.append(sums)
+    assert made[0] == made[1]
+
+
+@pytest.mark.parametrize("resident", ["true", "false"])
+def test_a_run_on_cuda_says_so(resident: str, order: Callable[..., Order], images: tuple[str, ...]) -> None:
+    record = run(order("device=cuda", *images, *SMALL, f"data.resident={resident}"))
     assert record["status"] == "completed" and record["device"] == "cuda:0"
     assert 0 < record["cost"]["peak_memory_mb"] < 1000
