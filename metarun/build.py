@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from metarun.compiled import check_compiler
 from metarun.construct import construct, prepared, target_of
 from metarun.device import pick
 from metarun.errors import UserError
@@ -45,6 +46,8 @@ def build(config: Config, test_data: Config | None) -> Parts:
     root = construct({k: v for k, v in config.items() if not isinstance(v, dict)}, "", Root)
     train, val, test = (construct(config[s.__name__.lower()], s.__name__.lower(), s) for s in (Train, Val, Test))
     device = construct(config["device"], "device", pick)
+    if root.compile:
+        check_compiler(device)
     data, other = _load(config, test_data, device)
     kind = target_of(config["algo"], "algo")
     test_sampler = other.episodes("test", *_of_task(config, "test"))

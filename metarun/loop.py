@@ -20,7 +20,7 @@ from metarun.errors import UserError
 from metarun.functional import Parallel
 from metarun.parallel import within_memory
 from metarun.tracking import checkpoint
-from metarun.types import Algorithm, Metrics, Params, Sampler
+from metarun.types import MetaGradient, Metrics, Params, Sampler
 
 
 class Stopped(KeyboardInterrupt):
@@ -122,7 +122,7 @@ class Window:
 
 @dataclass(frozen=True)
 class Loop:
-    algo: Algorithm
+    algo: MetaGradient
     sampler: Sampler
     validate: Callable[[State], dict[str, Any]]
     factor: Callable[[int, int], float]  # of the learning rate, by (step, steps)

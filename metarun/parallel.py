@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -11,25 +11,27 @@ import torch
 
 from metarun.errors import UserError
 from metarun.functional import Parallel
-from metarun.types import Algorithm, Params
+from metarun.types import MetaGradient, Params
 
 Result = TypeVar("Result")
 REPEATS = 2
 
 
-def by_hand(mode: str, chunk: int | None, tasks: int) -> Parallel:
+def by_hand(mode: str, chunk: int | None, tasks: int, unrolled: bool = False) -> Parallel:
     """The mapping that a config names."""
+    if mode == "loop" and unrolled:
+        raise UserError("parallel=loop with compile=true would compile every task anew. Take parallel=vmap or auto.")
     if mode == "loop":
         return Parallel("loop", 1)
     return Parallel("vmap", min(chunk or tasks, tasks))
 
 
 def fastest(
-    algo: Algorithm, params: Params, sample: Any, tasks: int, chunk: int | None, device: torch.device
+    algo: MetaGradient, params: Params, sample: Any, candidates: Sequence[Parallel], device: torch.device
 ) -> tuple[Parallel, dict[str, float]]:
     """The fastest candidate and each one's seconds; a candidate that runs out of memory ends the search."""
     seconds: dict[Parallel, float] = {}
-    for candidate in candidates(tasks, chunk, device):
+    for candidate in candidates:
         try:
             seconds[candidate] = _seconds(partial(algo.meta_grad, params, sample, candidate), device)
         except torch.OutOfMemoryError:
@@ -41,11 +43,16 @@ def fastest(
     return min(seconds, key=seconds.__getitem__), {str(c): s for c, s in seconds.items()}
 
 
-def candidates(tasks: int, chunk: int | None, device: torch.device) -> list[Parallel]:
-    """From the least memory to the most; an accelerator is launch-bound, so it need not try small chunks."""
+def candidates(tasks: int, chunk: int | None, device: torch.device, unrolled: bool = False) -> list[Parallel]:
+    """From the least memory to the most; an accelerator is launch-bound, so it need not try small chunks.
+
+    What is compiled is unrolled, so it is to consist of a few chunks only.
+    """
     chunks = sorted({min(c, tasks) for c in (4, 8, 16, 32, tasks)}) if chunk is None else [min(chunk, tasks)]
     if device.type != "cpu" and chunk is None:
         chunks = sorted({-(-tasks // 4), tasks})
+    if unrolled:
+        return [Parallel("vmap", c) for c in chunks if c in (chunk, tasks) or 4 * c >= tasks]
     return [Parallel("loop", 1), *(Parallel("vmap", c) for c in chunks)]
 
 

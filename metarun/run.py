@@ -20,13 +20,14 @@ from torch.utils._pytree import tree_leaves
 
 from metarun import result
 from metarun.build import Config, Parts, build
+from metarun.compiled import Compiled
 from metarun.construct import construct, prepared
 from metarun.device import keep_freed_memory
 from metarun.errors import UserError
 from metarun.evaluate import PIECE, episodes_hash, evaluate
 from metarun.functional import Parallel
 from metarun.loop import Loop, Plan, State, Stopped, Tracker, load_params
-from metarun.parallel import by_hand, fastest
+from metarun.parallel import by_hand, candidates, fastest
 from metarun.tracking import checkpoint
 from metarun.tracking.figures import episode_picture
 from metarun.tracking.jsonl import write_json
@@ -179,7 +180,7 @@ def _train(
         patience=parts.val.patience,
     )
     loop = Loop(
-        algo=parts.algo,
+        algo=Compiled(parts.algo) if parts.root.compile else parts.algo,
         sampler=parts.sampler,
         validate=validate,
         factor=prepared(order.config["schedule"], "schedule", "step", "steps"),
@@ -201,8 +202,9 @@ def _choose(parts: Parts, trackers: Tracker, state: State, sample: Any) -> Paral
     """How to map tasks: as told, or as measured on the first meta-batch."""
     root, tasks = parts.root, len(tree_leaves(sample)[0])
     if root.parallel != "auto":
-        return by_hand(root.parallel, root.chunk, tasks)
-    best, seconds = fastest(parts.algo, state.params, sample, tasks, root.chunk, parts.device)
+        return by_hand(root.parallel, root.chunk, tasks, root.compile)
+    ways = candidates(tasks, root.chunk, parts.device, root.compile)
+    best, seconds = fastest(parts.algo, state.params, sample, ways, parts.device)
     measured = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items())
     trackers.say(f"parallel: {best} is fastest here ({measured} per meta-step)")
     return best

@@ -53,6 +53,7 @@ class Root:
     norm_stats: Literal["batch", "support"]
     parallel: Literal["auto", "loop", "vmap"]
     chunk: int | None
+    compile: bool
 
 
 @dataclass(frozen=True)

@@ -87,7 +87,13 @@ class ParallelMap(Protocol):
     def mean_grad(self, loss: Callable[..., Any], params: Params, tasks: Any) -> tuple[Params, Metrics]: ...
 
 
-class Algorithm(Protocol):
+class MetaGradient(Protocol):
+    """What training asks of an algorithm."""
+
+    def meta_grad(self, params: Params, sample: Any, parallel: ParallelMap) -> tuple[Params, Metrics]: ...
+
+
+class Algorithm(MetaGradient, Protocol):
     """Written for one task, pure; the mapping over tasks is the business of `parallel`.
 
     `trains_on` is "episodes" (fresh N-way tasks), or what one fixed task is: a "group" of classes
@@ -101,5 +107,3 @@ class Algorithm(Protocol):
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]: ...
 
     def predict(self, fast: Params, x: Tensor) -> Outputs: ...
-
-    def meta_grad(self, params: Params, sample: Any, parallel: ParallelMap) -> tuple[Params, Metrics]: ...

@@ -43,6 +43,7 @@ ALLOWED = {
     "schedules": WORDS,
     "net": WORDS | {"functional", "norm"},
     "fit": MATHS - {"fit"},
+    "compiled": WORDS,
     "parallel": WORDS | {"functional"},
     "evaluate": WORDS | {"functional", "parallel"},
     "algos": MATHS,

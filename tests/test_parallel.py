@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from metarun import parallel as room
+from metarun.errors import UserError
 from metarun.functional import Parallel
 from metarun.parallel import by_hand, candidates, fastest, halved
 
@@ -33,7 +34,7 @@ def pick(seconds: dict[str, float | None], chunk: int | None = None) -> Any:
     algo = Timed(seconds)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(room, "time", SimpleNamespace(perf_counter=lambda: algo.now))
-        return fastest(algo, {}, None, 32, chunk, CPU)  # type: ignore[arg-type]
+        return fastest(algo, {}, None, candidates(32, chunk, CPU), CPU)  # type: ignore[arg-type]
 
 
 def test_the_fastest_is_picked_by_time() -> None:
@@ -71,6 +72,14 @@ def test_candidates_go_from_least_memory_to_most() -> None:
 def test_an_accelerator_tries_large_chunks_only() -> None:
     assert [c.chunk for c in candidates(32, None, torch.device("cuda"))] == [1, 8, 32]
     assert [c.chunk for c in candidates(32, 4, torch.device("cuda"))] == [1, 4]
+
+
+def test_what_is_compiled_is_unrolled_into_few_chunks() -> None:
+    assert [c.chunk for c in candidates(32, None, CPU, unrolled=True)] == [8, 16, 32]
+    assert [c.chunk for c in candidates(32, 2, CPU, unrolled=True)] == [2]  # as told
+    assert [c.mode for c in candidates(1, None, CPU, unrolled=True)] == ["vmap"]
+    with pytest.raises(UserError, match=r"parallel=loop with compile=true .* Take parallel=vmap or auto"):
+        by_hand("loop", None, 32, unrolled=True)
 
 
 def test_halving_ends_at_the_loop_and_then_there_is_nothing_smaller() -> None:
