@@ -16,6 +16,7 @@ from metarun.device import pick
 from metarun.errors import UserError
 
 HERE = Path(__file__).parent
+BUSY = 0.5
 
 
 def options(name: str, text: str | None, figure: bool = False) -> argparse.ArgumentParser:
@@ -44,6 +45,8 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
         f"sgemm {facts['sgemm_gflops']:.0f} GFLOP/s, 1x1 convolution {facts['convolution_gflops']:.0f} GFLOP/s",
         flush=True,
     )
+    if facts["load"] > BUSY:
+        print(f"{facts['load']:.1f} other processes were busy in the last minute: these figures are worth nothing")
     return facts
 
 

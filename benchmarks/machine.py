@@ -22,10 +22,12 @@ def allocate(choice: str) -> None:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
+    load = os.getloadavg()[0]
     sgemm, convolution = sgemm_rate(device) / 1e9, convolution_rate(device) / 1e9
     return {
         "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
         "cores": os.cpu_count(),
+        "load": load,  # processes that were busy before the start, on average of a minute
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
