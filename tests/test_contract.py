@@ -125,6 +125,12 @@ def test_imports_point_downwards(file: Path) -> None:
 
 
 @pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
+def test_the_package_knows_nothing_of_its_benchmarks_and_tests(file: Path) -> None:
+    names = {name.partition(".")[0] for name in imports(ast.parse(file.read_text()))}
+    assert not names & {"benchmarks", "tests"}
+
+
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")), ids=lambda file: str(file.relative_to(PACKAGE)))
 def test_torchvision_is_imported_only_where_it_is_used(file: Path) -> None:
     body = ast.parse(file.read_text()).body
     top = ast.Module([node for node in body if not isinstance(node, ast.ClassDef | ast.FunctionDef)], [])

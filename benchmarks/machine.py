@@ -1,0 +1,82 @@
+"""The machine that figures hold for: its processor, its arithmetic peak, its allocator, its memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from benchmarks.measure import seconds
+from metarun.device import keep_freed_memory, peak_memory_mb
+
+
+def allocate(choice: str) -> None:
+    """`tuned`: metarun's own settings, for every system of this process; to be called before anything else."""
+    if choice == "tuned":
+        keep_freed_memory()
+
+
+def facts(device: torch.device) -> dict[str, Any]:
+    load = os.getloadavg()[0]
+    sgemm, convolution = sgemm_rate(device) / 1e9, convolution_rate(device) / 1e9
+    return {
+        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
+        "cores": os.cpu_count(),
+        "load": load,  # processes that were busy before the start, on average of a minute
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "device": str(device),
+        "sgemm_gflops": sgemm,
+        "convolution_gflops": convolution,
+        "peak_gflops": max(sgemm, convolution),
+    }
+
+
+def sgemm_rate(device: torch.device) -> float:
+    """Operations per second of a float32 matrix product."""
+    n = 8192 if device.type == "cuda" else 2048
+    a, b = torch.randn(2, n, n, device=device)
+    return 2 * n**3 / _best(lambda: a @ b, device)
+
+
+def convolution_rate(device: torch.device) -> float:
+    """The same of a 1x1 convolution: a matrix product too, but by oneDNN, which is faster than MKL on AMD."""
+    rows, channels, side = 16, 512, 28
+    x = torch.randn(rows, channels, side, side, device=device)
+    weight = torch.randn(channels, channels, 1, 1, device=device)
+    return 2 * rows * channels**2 * side**2 / _best(lambda: F.conv2d(x, weight), device)
+
+
+def _best(work: Callable[[], Any], device: torch.device) -> float:
+    with torch.inference_mode():
+        return min(seconds(work, device) for _ in range(8))
+
+
+def _cpu_model() -> str:
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor()
+
+
+def peak_mb(device: torch.device) -> float:
+    """Peak memory; on Linux not `ru_maxrss`, which a child process inherits from its parent."""
+    return peak_memory_mb(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def resident_mb(device: torch.device) -> float:
+    """Memory held now."""
+    return torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else _status("VmRSS")
+
+
+def _status(key: str) -> float:
+    status = Path("/proc/self/status")
+    if not status.exists():  # not Linux: the peak is all that can be had
+        return peak_memory_mb(torch.device("cpu"))
+    return next(int(line.split()[1]) / 2**10 for line in status.read_text().splitlines() if line.startswith(key))
