@@ -24,7 +24,7 @@ from benchmarks.watched import watched
 from benchmarks.workloads import WORKLOADS, chosen
 from metarun.errors import UserError
 from metarun.evaluate import evaluate
-from metarun.run import _for_evaluation
+from metarun.run import for_evaluation
 
 RUN = 2500  # steps of the run that the choice of a mapping is held against
 PARTS = ("meta-gradient", "sampling", "optimizer", "logging", "progress")
@@ -116,7 +116,7 @@ def training(overrides: Sequence[str], args: argparse.Namespace) -> list[Row]:
 def meta_test(session: Session) -> None:
     parts, device = session.parts, session.parts.device
     draw = parts.test_sampler.draw(parts.test.tasks, torch.Generator().manual_seed(parts.test.seed))
-    parallel = _for_evaluation(session.state.parallel, device)
+    parallel = for_evaluation(session.state.parallel, device)
     evaluate(parts.eval_algo, session.state.params, parts.test_sampler, draw, parts.test.adapt_steps, parallel)
 
 

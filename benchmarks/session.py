@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from benchmarks import workloads
 from metarun.build import Parts, build
+from metarun.compiled import Compiled
 from metarun.construct import construct, prepared
-from metarun.functional import Parallel
 from metarun.loop import Loop, Plan, State, Tracker
-from metarun.parallel import by_hand, fastest
+from metarun.run import choose
 from metarun.types import Params
 
 NEVER = 10**9
@@ -76,12 +75,13 @@ class Session:
             val_every=NEVER,
             patience=None,
         )
+        algo = Compiled(parts.algo) if parts.root.compile else parts.algo
         loop = Loop(
-            algo=parts.algo,
+            algo=algo,
             sampler=parts.sampler,
             validate=lambda state: {},
             factor=prepared(config["schedule"], "schedule", "step", "steps"),
-            choose=partial(_choose, parts),
+            choose=partial(choose, parts, tracker),
             stop=lambda: None,
             plan=plan,
             tracker=piece,
@@ -98,14 +98,7 @@ class Session:
 
     def meta_grad(self) -> Any:
         assert self.state.parallel is not None  # steps() comes first
-        return self.parts.algo.meta_grad(self.state.params, self.sample, self.state.parallel)
-
-
-def _choose(parts: Parts, state: State, sample: Any) -> Parallel:
-    root, tasks = parts.root, len(tree_leaves(sample)[0])
-    if root.parallel != "auto":
-        return by_hand(root.parallel, root.chunk, tasks)
-    return fastest(parts.algo, state.params, sample, tasks, root.chunk, parts.device)[0]
+        return self.loop.algo.meta_grad(self.state.params, self.sample, self.state.parallel)
 
 
 def first_params(parts: Parts) -> Params:

@@ -49,13 +49,6 @@ def metarun(own: str) -> Callable[[Sequence[str]], System]:
     return start
 
 
-def compiled(overrides: Sequence[str]) -> System:
-    """Where `compile` should come to act outside of `build`, Session.start must do as metarun.run does."""
-    if "compile" not in workloads.config(*overrides):
-        raise Unavailable("this metarun has no compile=true")
-    return metarun("compile=true")(overrides)
-
-
 @dataclass(frozen=True)
 class ByHand:
     """A model and the function that leaves a sample's meta-gradient in the model's `.grad`."""
@@ -150,7 +143,7 @@ SYSTEMS: dict[str, Callable[[Sequence[str]], System]] = {
     "auto": metarun("parallel=auto"),
     "loop": metarun("parallel=loop"),
     "vmap": metarun("parallel=vmap"),
-    "compiled": compiled,
+    "compiled": metarun("compile=true"),
     "higher": looped(libraries.higher, needs="higher"),
     "learn2learn": looped(libraries.learn2learn, needs="learn2learn"),
 }

@@ -162,7 +162,7 @@ def _train(
     steps = parts.test.adapt_steps
 
     def validate(state: State) -> dict[str, Any]:
-        parallel = _for_evaluation(state.parallel, parts.device)
+        parallel = for_evaluation(state.parallel, parts.device)
         return evaluate(
             parts.eval_algo, state.params, parts.val_sampler, val_draw, steps, parallel, (steps,), signals.check
         )
@@ -184,7 +184,7 @@ def _train(
         sampler=parts.sampler,
         validate=validate,
         factor=prepared(order.config["schedule"], "schedule", "step", "steps"),
-        choose=partial(_choose, parts, trackers),
+        choose=partial(choose, parts, trackers),
         stop=lambda: signals.came,
         plan=plan,
         tracker=trackers,
@@ -198,7 +198,7 @@ def _train(
         record |= result.progress(parts, state)
 
 
-def _choose(parts: Parts, trackers: Tracker, state: State, sample: Any) -> Parallel:
+def choose(parts: Parts, trackers: Tracker, state: State, sample: Any) -> Parallel:
     """How to map tasks: as told, or as measured on the first meta-batch."""
     root, tasks = parts.root, len(tree_leaves(sample)[0])
     if root.parallel != "auto":
@@ -210,7 +210,7 @@ def _choose(parts: Parts, trackers: Tracker, state: State, sample: Any) -> Paral
     return best
 
 
-def _for_evaluation(parallel: Parallel | None, device: torch.device) -> Parallel:
+def for_evaluation(parallel: Parallel | None, device: torch.device) -> Parallel:
     """Evaluation keeps no graph, so it may take more tasks at a time than training; not where the loop had to win."""
     if parallel is not None and parallel.mode == "loop":
         return parallel
@@ -223,5 +223,5 @@ def _meta_test(folder: Path, parts: Parts, state: State, draw: Draw) -> dict[str
     best = folder / "checkpoints" / "best.pt"
     params = {name: torch.empty_like(p) for name, p in state.params.items()}
     load_params(params, checkpoint.load(best)["params"])
-    parallel = _for_evaluation(state.parallel, parts.device)
+    parallel = for_evaluation(state.parallel, parts.device)
     return evaluate(parts.eval_algo, params, parts.test_sampler, draw, parts.test.adapt_steps, parallel)
