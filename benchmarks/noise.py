@@ -29,4 +29,6 @@ class Noise:
         collection = Collection.of(images, labels, names, tuple(name.partition("/")[0] for name in names))
         every = {split: range(self.classes) for split in ("train", "val", "test")}
         protocol = {"split": "none: the same noise in all", "rotations": "none"}
-        return split_classes("noise", collection, every, dict.fromkeys(every, False), protocol).to(device, resident=True)
+        return split_classes("noise", collection, every, dict.fromkeys(every, False), protocol).to(
+            device, resident=True
+        )

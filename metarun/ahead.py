@@ -32,8 +32,9 @@ def ahead(make: Callable[[Item], Any], items: Iterable[Item], device: torch.devi
 
     def hand_over(made: Any) -> Any:
         if stream is not None:
-            for tensor in tree_leaves(made):
-                tensor.record_stream(torch.cuda.current_stream(device))  # else its memory is reused too early
+            for leaf in tree_leaves(made):
+                if isinstance(leaf, torch.Tensor):
+                    leaf.record_stream(torch.cuda.current_stream(device))  # else its memory is reused too early
         return made
 
     pool, begun = ThreadPoolExecutor(1), deque[Future[Any]]()

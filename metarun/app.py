@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 import metarun
 from metarun import command_line, mistakes, page, settings
 from metarun.construct import nearest
+from metarun.distributed import Team, join
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
@@ -65,22 +66,34 @@ def _hydra(arguments: list[str]) -> int:
     logging.raiseExceptions = False  # a full disk is told once, not at each line of run.log
     OmegaConf.register_new_resolver("metarun.label", command_line.label, replace=True)
     OmegaConf.register_new_resolver("metarun.sweep", command_line.sweep_name, replace=True)
-    OmegaConf.register_new_resolver("metarun.free", free, replace=True, use_cache=True)
+    team = join()
+    OmegaConf.register_new_resolver("metarun.free", lambda f: team.lead(partial(free, f)), replace=True, use_cache=True)
     tally = Tally()
     try:
-        sys.argv[1:] = command_line.rewritten(arguments, CONF)
+        sys.argv[1:] = team.lead(partial(_rewritten, arguments, team))
+        if team.rank:
+            sys.argv.append("hydra.output_subdir=null")
         sys.path += command_line.places_of_code(sys.argv[1:])
-        _entry(tally)()
+        _entry(tally, team)()
+        team.leave()
     except KeyboardInterrupt as stopped:
+        team.tell_once()
         return mistakes.tell_stopped(stopped, sweep=tally.sweep)
     except Exception as error:
+        team.tell_once()
         return mistakes.tell(error, CONF)
     if tally.failed:
         print(f"metarun: {len(tally.failed)} of {tally.jobs} jobs failed.", file=sys.stderr)
     return min(tally.failed, default=0)  # a bug's, if there was one
 
 
-def _entry(tally: Tally) -> Callable[[], None]:
+def _rewritten(arguments: list[str], team: Team) -> list[str]:
+    if team.size > 1 and {"-m", "--multirun"} & set(arguments):
+        raise UserError("-m runs one job after the other, torchrun one job on many devices. Leave out one of them.")
+    return command_line.rewritten(arguments, CONF)
+
+
+def _entry(tally: Tally, team: Team) -> Callable[[], None]:
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(config: DictConfig) -> None:
         """One job: a run, alone or in a sweep."""
@@ -92,9 +105,10 @@ def _entry(tally: Tally) -> Callable[[], None]:
 
             if sweep:
                 print(f"{name}\n", flush=True)
-            run(_order(config))
+            run(_order(config, team))
         except Exception as error:
             if not sweep:
+                team.tell_once()
                 sys.exit(mistakes.tell(error, CONF))
             tally.failed.append(mistakes.tell(error, CONF, f"{name} failed: "))
             if os.getpid() != tally.process:
@@ -119,7 +133,7 @@ def free(folder: str) -> str:
     raise AssertionError("there are always more numbers")
 
 
-def _order(config: DictConfig) -> Order:
+def _order(config: DictConfig, team: Team) -> Order:
     from metarun.run import Order
 
     plain = _plain(config)
@@ -133,6 +147,7 @@ def _order(config: DictConfig) -> Order:
         folder=folder,
         label=command_line.typed_label(HydraConfig.get().overrides.task, folder),
         remember=partial(_remember, config, list(HydraConfig.get().overrides.task), folder / ".hydra"),
+        team=team,
     )
 
 

@@ -12,16 +12,21 @@ from typing import Literal
 
 import torch
 
+from metarun.distributed import local_rank
 from metarun.errors import UserError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
 def pick(type: Literal["auto", "cpu", "cuda", "mps"], index: int, threads: int | None) -> torch.device:
-    """The device a config asks for; `auto` takes the first accelerator there is, else the CPU."""
+    """The device a config asks for; `auto` takes the first accelerator there is, else the CPU.
+
+    Of several processes on a machine each takes a CUDA device of its own, counted from `index`.
+    """
+    rank = local_rank()
     available = {
         "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
+        "mps": torch.backends.mps.is_available() and rank is None,  # torch.distributed does not reach it
         "cpu": True,
     }
     if threads is not None:
@@ -32,8 +37,13 @@ def pick(type: Literal["auto", "cpu", "cuda", "mps"], index: int, threads: int |
         raise UserError(
             f"device={type}: this machine (or this build of torch) has none. Take device=auto or device=cpu."
         )
-    if type == "cuda" and index >= torch.cuda.device_count():
-        raise UserError(f"device.index={index}: there are {torch.cuda.device_count()} CUDA devices, counted from 0.")
+    if type == "cuda":
+        index += rank or 0
+        if index >= (devices := torch.cuda.device_count()):
+            remedy = "" if rank is None else " Each rank takes one: start no more ranks than there are."
+            raise UserError(f"device.index={index}: there are {devices} CUDA devices, counted from 0.{remedy}")
+        if rank is not None:
+            torch.cuda.set_device(index)
     return torch.device("cpu" if type == "cpu" else f"{type}:{index}")
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from metarun.distributed import ALONE, Team
 from metarun.functional import Parallel, judge
 from metarun.parallel import within_memory
 from metarun.types import Algorithm, Draw, Episode, Metrics, Params, Sampler
@@ -44,10 +45,11 @@ def evaluate(
     parallel: Parallel,
     marks: Collection[int] | None = None,
     between: Callable[[], None] = lambda: None,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Adapts to every drawn task and judges it on its queries after each of `marks` steps.
 
-    `between` is called between pieces of the work: it may raise to stop it.
+    `between` is called after each piece of the work: it may raise to stop it.
     """
     marks = milestones(steps) if marks is None else sorted(marks)
 
@@ -60,20 +62,21 @@ def evaluate(
         ]
 
     total = len(next(iter(draw.values())))
+    mine = team.deal(total)
     parts = []
     with torch.no_grad():
-        for start in range(0, total, PIECE):
-            between()
-            piece = sampler.gather({name: t[start : start + PIECE] for name, t in draw.items()})
+        for chosen in mine.split(PIECE):
+            piece = sampler.gather({name: t[chosen] for name, t in draw.items()})
             work = partial(Parallel.stack, fn=scores, params=params, tasks=piece)
             done, parallel = within_memory(work, parallel, log.warning)
             parts.append(done)
-        by_mark = tree_map(lambda *leaves: torch.cat(leaves).cpu(), *parts)
+            between()
+        by_mark = tree_map(lambda *leaves: team.gather(torch.cat(leaves).cpu(), total), *parts)
     rows = [
         {"step": step, **{name: summary(values) for name, values in row.items()}}
         for step, row in zip(marks, by_mark, strict=True)
     ]
-    return {**{k: v for k, v in rows[-1].items() if k != "step"}, "by_step": rows}
+    return team.lead(lambda: {**{k: v for k, v in rows[-1].items() if k != "step"}, "by_step": rows})
 
 
 def summary(values: Tensor) -> dict[str, float | int]:

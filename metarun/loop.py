@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_leaves
 
 from metarun.ahead import ahead
 from metarun.device import peak_memory_mb
+from metarun.distributed import ALONE, Team
 from metarun.errors import UserError
 from metarun.functional import Parallel
 from metarun.parallel import within_memory
@@ -132,6 +133,7 @@ class Loop:
     tracker: Tracker
     folder: Path  # of the checkpoints
     device: torch.device
+    team: Team = ALONE
 
     def run(self, state: State) -> None:
         """Trains until steps, time or patience are used up. Raises Stopped, with all saved, when told to stop."""
@@ -140,7 +142,7 @@ class Loop:
         started = time.perf_counter() - state.seconds
         try:
             while True:
-                state.seconds = time.perf_counter() - started
+                state.seconds, signal = self.team.agree(time.perf_counter() - started, self.stop())
                 done = self._exhausted(state)
                 due = state.step % self.plan.val_every == 0 and state.step > 0
                 if (due or done) and state.validated != state.step:
@@ -150,7 +152,7 @@ class Loop:
                     window.since = time.perf_counter()
                 if done or self._exhausted(state):
                     return
-                if (signal := self.stop()) is not None:
+                if signal is not None:
                     raise Stopped(signal)
                 self._step(state, samples, window)
                 self.tracker.step(state.step)
@@ -169,27 +171,32 @@ class Loop:
         tired = plan.patience is not None and state.stale >= plan.patience
         return state.step >= plan.steps or state.seconds >= plan.max_seconds or tired
 
-    def _samples(self, start: int) -> Generator[Any, None, None]:
-        """What each step trains on; from a disk the next is fetched while this one is computed."""
+    def _samples(self, start: int) -> Generator[tuple[Any, int], None, None]:
+        """Of each step, this rank's sample and the tasks of all ranks; from a disk the next is fetched meanwhile."""
         sample, steps = partial(self._sample, torch.Generator(self.device)), range(start, self.plan.steps)
         if self.sampler.from_disk:
             return ahead(sample, steps, self.device)
         return (sample(step) for step in steps)
 
-    def _sample(self, generator: torch.Generator, step: int) -> Any:
+    def _sample(self, generator: torch.Generator, step: int) -> tuple[Any, int]:
         generator.manual_seed(_seed(self.plan.seed, step))
-        return self.sampler.gather(self.sampler.draw(self.plan.tasks, generator))
+        draw = self.sampler.draw(self.plan.tasks, generator)
+        total = len(next(iter(draw.values())))  # plan.tasks, or all there are
+        share = self.team.share(total)
+        return self.sampler.gather({name: lots[share] for name, lots in draw.items()}), total
 
-    def _step(self, state: State, samples: Iterator[Any], window: Window) -> None:
+    def _step(self, state: State, samples: Iterator[tuple[Any, int]], window: Window) -> None:
         """One meta-step. Its randomness is a function of seed and step alone, so resuming needs no generator state."""
         seed = _seed(self.plan.seed, state.step)
-        torch.manual_seed(seed)  # dropout draws from the global generator
-        sample = next(samples)
+        own = seed + self.team.rank
+        torch.manual_seed(own)  # dropout draws from the global generator
+        sample, total = next(samples)
         if state.parallel is None:
-            state.parallel = self.choose(state, sample)
-            torch.manual_seed(seed)
+            state.parallel = self.team.lead(partial(self.choose, state, sample))
+            torch.manual_seed(own)
         work = partial(self.algo.meta_grad, state.params, sample)
-        (grads, metrics), state.parallel = within_memory(work, state.parallel, self.tracker.say)
+        found, state.parallel = within_memory(work, state.parallel, self.tracker.say)
+        grads, metrics = self.team.mean(found, len(tree_leaves(sample)[0]) / total)
         for name, p in state.params.items():
             p.grad = grads[name]
         params = list(state.params.values())
@@ -202,7 +209,7 @@ class Loop:
         state.optimizer.step()
         state.step += 1
         window.metrics.append(metrics)
-        window.tasks += len(tree_leaves(sample)[0])  # plan.tasks, or all there are
+        window.tasks += total
 
     def _flush(self, state: State, window: Window) -> None:
         """Fetches the window's metrics in one copy, checks and logs them."""
@@ -245,7 +252,9 @@ class Loop:
     def _save(self, name: str, content: dict[str, Any], state: State) -> None:
         if not all(bool(p.isfinite().all()) for p in state.params.values()):
             raise self._diverged(state, state.step)
-        checkpoint.save(self.folder / name, content)
+        if self.team.rank == 0:
+            checkpoint.save(self.folder / name, content)
+        self.team.wait()  # who goes on can rely on the file
 
     def _diverged(self, state: State, step: int) -> UserError:
         kept = [self.folder / name for name in ("last.pt", "best.pt") if (self.folder / name).exists()]

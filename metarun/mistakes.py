@@ -17,6 +17,7 @@ from hydra.errors import ConfigCompositionException, HydraException, MissingConf
 from omegaconf.errors import OmegaConfBaseException
 
 from metarun.construct import nearest
+from metarun.distributed import Lost, local_rank
 from metarun.errors import UserError
 
 USERS, BUG = 2, 1  # exit codes
@@ -38,20 +39,26 @@ def tell_stopped(stopped: KeyboardInterrupt, sweep: bool) -> int:
     """Says how to go on, and returns the exit code of a process that a signal ended."""
     number = getattr(stopped, "signal", signal.SIGINT)
     folder = getattr(stopped, "folder", None)
-    remedy = "Nothing was saved yet."
-    if folder:
-        here = Path.cwd()
-        place = folder.relative_to(here) if folder.is_relative_to(here) else folder
-        rest = "; the jobs after it did not run" if sweep else ""
-        remedy = f"To go on: metarun {shlex.quote(f'resume={place}')}{rest}"
-    print(f"metarun: stopped by {'Ctrl-C' if number == signal.SIGINT else 'SIGTERM'}. {remedy}", file=sys.stderr)
+    rest = "; the jobs after it did not run" if folder and sweep else ""
+    sender = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    if sender == "SIGTERM" and local_rank() is not None and getattr(stopped, "at_once", True):
+        sender += ", which torchrun also sends when another rank has ended"
+    print(f"metarun: stopped by {sender}. {_to_go_on(folder)}{rest}", file=sys.stderr)
     return 128 + number
+
+
+def _to_go_on(folder: Path | None) -> str:
+    if folder is None:
+        return "Nothing was saved yet."
+    here = Path.cwd()
+    place = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return f"To go on: metarun {shlex.quote(f'resume={place}')}"
 
 
 def explain(error: BaseException, conf: Path) -> str | None:
     """One line for a user's mistake, None for a bug."""
     if told := _user_error(error):
-        return str(told)
+        return f"{told} {_to_go_on(told.folder)}" if isinstance(told, Lost) else str(told)
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException | HydraException):
         return _composition(error, conf)
     if isinstance(error, yaml.YAMLError):

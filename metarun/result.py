@@ -71,7 +71,7 @@ def facts(parts: Parts, params: Params, episodes: str) -> dict[str, Any]:
     }
 
 
-def progress(parts: Parts, state: State) -> dict[str, Any]:
+def progress(parts: Parts, state: State, ranks: int) -> dict[str, Any]:
     """What training reached and what it cost."""
     return {
         "steps": state.step,
@@ -81,11 +81,12 @@ def progress(parts: Parts, state: State) -> dict[str, Any]:
             "tasks_per_s": round(state.tasks_per_s, 3),
             "peak_memory_mb": round(peak_memory_mb(parts.device), 1),
             "parallel": str(state.parallel),
+            "ranks": ranks,
         },
     }
 
 
-def header(record: dict[str, Any], parts: Parts, folder: Path) -> dict[str, str]:
+def header(record: dict[str, Any], parts: Parts, folder: Path, ranks: int) -> dict[str, str]:
     """The facts a person wants to see before training starts."""
     protocol = record["protocol"]
     task = f"{protocol['ways']}-way {protocol['shots']}-shot" if protocol["ways"] > 1 else f"{protocol['shots']}-shot"
@@ -94,7 +95,7 @@ def header(record: dict[str, Any], parts: Parts, folder: Path) -> dict[str, str]
         "data": f"{record['data']}, {task}, {protocol['split']}",
         "backbone": f"{record['backbone']}, {record['params']:,} parameters learned",
         "training": f"{parts.train.steps:,} steps of {parts.train.tasks} tasks, seed {record['seed']}",
-        "device": record["device"],
+        "device": record["device"] + (f", {ranks} ranks" if ranks > 1 else ""),
         "run": str(folder),
     }
 

@@ -23,6 +23,7 @@ from metarun.build import Config, Parts, build
 from metarun.compiled import Compiled
 from metarun.construct import construct, prepared
 from metarun.device import keep_freed_memory
+from metarun.distributed import ALONE, Lost, Team
 from metarun.errors import UserError
 from metarun.evaluate import PIECE, episodes_hash, evaluate
 from metarun.functional import Parallel
@@ -47,13 +48,15 @@ class Order:
     folder: Path
     label: str  # of a repeated meta-test's result file
     remember: Callable[[], None]  # keeps the config of a resumed run, once it is known to go on
+    team: Team = ALONE
 
 
 class Signals:
     """SIGINT and SIGTERM: while `patient`, the first one is only noted, so that a meta-step ends before the run."""
 
-    def __init__(self) -> None:
-        self.came: int | None = None
+    def __init__(self, team: Team) -> None:
+        self.team = team
+        self.came: int | None = None  # to this rank
         self.patient = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._note)
@@ -62,26 +65,30 @@ class Signals:
         if self.came is not None or not self.patient:
             raise Stopped(number, at_once=True)
         self.came = number
-        os.write(2, b"\nmetarun: stopping after this step; once more stops at once.\n")
+        if self.team.rank == 0:
+            os.write(2, b"\nmetarun: stopping after this step; once more stops at once.\n")
 
     def check(self) -> None:
-        if self.came is not None:
-            raise Stopped(self.came)
+        _, came = self.team.agree(0.0, self.came)
+        if came is not None:
+            raise Stopped(came)
 
 
 def run(order: Order) -> dict[str, Any]:
     """Trains and meta-tests. However it ends, the result file tells."""
-    signals = Signals()
+    team = order.team
+    signals = Signals(team)
     keep_freed_memory()
     record = result.blank(order.choices, order.config["seed"])
     with _recorded(order, record):
-        parts = build(order.config, order.test_data)
+        with team.in_turn():
+            parts = build(order.config, order.test_data)
         state = _start(order, parts)
         draw = _draw(parts.test_sampler, parts.test.tasks, parts.test.seed)
         record |= result.facts(parts, state.params, episodes_hash(parts.test_sampler, draw))
         if parts.root.resume is not None:
-            record |= result.progress(parts, state)
-        if parts.test.only:
+            record |= result.progress(parts, state, team.size)
+        if parts.test.only or team.rank:
             trackers = Trackers.of_test(parts.train.steps, order.folder)
         else:
             if parts.root.resume is not None:
@@ -93,7 +100,7 @@ def run(order: Order) -> dict[str, Any]:
                 _train(order, parts, state, trackers, signals, record)
             signals.check()  # a signal during the last step
             signals.patient = False
-            record["test"] = _meta_test(order.folder, parts, state, draw)
+            record["test"] = _meta_test(order, parts, state, draw)
             record["status"] = "completed"
             trackers.result(record)
     return record
@@ -103,7 +110,7 @@ def run(order: Order) -> dict[str, Any]:
 def _recorded(order: Order, record: dict[str, Any]) -> Iterator[None]:
     """Writes the result file at the end, come what may; a run that could not be resumed keeps its old one."""
     only = order.config["test"]["only"]
-    handler = logging.NullHandler() if only else logging.FileHandler(order.folder / "run.log")
+    handler = logging.NullHandler() if only or order.team.rank else logging.FileHandler(order.folder / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
@@ -112,11 +119,12 @@ def _recorded(order: Order, record: dict[str, Any]) -> Iterator[None]:
         yield
     except Stopped as stopped:
         record["status"] = "interrupted"
-        saved = (order.folder / "checkpoints" / "last.pt").exists()
-        stopped.folder = order.folder if saved else None
+        stopped.folder = _saved(order.folder)
         raise
     except UserError as error:
         record["error"] = str(error)
+        if isinstance(error, Lost):
+            error.folder = _saved(order.folder)
         raise
     except Exception:
         record["error"] = traceback.format_exc()
@@ -124,10 +132,15 @@ def _recorded(order: Order, record: dict[str, Any]) -> Iterator[None]:
     finally:
         if record["error"] is not None:
             log.error("%s", record["error"])
-        if order.config["resume"] is None or record["params"] is not None:
+        if order.team.rank == 0 and (order.config["resume"] is None or record["params"] is not None):
             write_json(path, record)
         log.removeHandler(handler)
         handler.close()
+
+
+def _saved(folder: Path) -> Path | None:
+    """The folder, if a run can go on there."""
+    return folder if (folder / "checkpoints" / "last.pt").exists() else None
 
 
 def _begin(order: Order, parts: Parts, trackers: Trackers, record: dict[str, Any]) -> None:
@@ -137,7 +150,8 @@ def _begin(order: Order, parts: Parts, trackers: Trackers, record: dict[str, Any
     if len(parts.data.shape) == 3 and not parts.test.only:
         episode = parts.val_sampler.gather(_draw(parts.val_sampler, 1, parts.val.seed))
         picture = episode_picture(episode.support.x[0].cpu(), episode.query.x[0].cpu(), parts.ways)
-    trackers.begin(result.header(record, parts, order.folder), texts, result.hparams(order.config, record), picture)
+    facts = result.header(record, parts, order.folder, order.team.size)
+    trackers.begin(facts, texts, result.hparams(order.config, record), picture)
 
 
 def _start(order: Order, parts: Parts) -> State:
@@ -146,7 +160,7 @@ def _start(order: Order, parts: Parts) -> State:
     params = {name: p.to(parts.device) for name, p in fresh.items()}
     state = State(params, construct(order.config["optim"], "optim", params=list(params.values())))
     if parts.root.resume is not None:
-        state.restore(checkpoint.load(order.folder / "checkpoints" / "last.pt"))
+        state.restore(order.team.lead(lambda: checkpoint.load(order.folder / "checkpoints" / "last.pt")))
     return state
 
 
@@ -163,9 +177,8 @@ def _train(
 
     def validate(state: State) -> dict[str, Any]:
         parallel = for_evaluation(state.parallel, parts.device)
-        return evaluate(
-            parts.eval_algo, state.params, parts.val_sampler, val_draw, steps, parallel, (steps,), signals.check
-        )
+        task = (parts.eval_algo, state.params, parts.val_sampler, val_draw, steps, parallel)
+        return evaluate(*task, (steps,), signals.check, order.team)
 
     plan = Plan(
         seed=parts.root.seed,
@@ -190,12 +203,13 @@ def _train(
         tracker=trackers,
         folder=order.folder / "checkpoints",
         device=parts.device,
+        team=order.team,
     )
     signals.patient = True
     try:
         loop.run(state)
     finally:
-        record |= result.progress(parts, state)
+        record |= result.progress(parts, state, order.team.size)
 
 
 def choose(parts: Parts, trackers: Tracker, state: State, sample: Any) -> Parallel:
@@ -218,10 +232,11 @@ def for_evaluation(parallel: Parallel | None, device: torch.device) -> Parallel:
     return Parallel("vmap", max(least, parallel.chunk if parallel else 0))
 
 
-def _meta_test(folder: Path, parts: Parts, state: State, draw: Draw) -> dict[str, Any]:
+def _meta_test(order: Order, parts: Parts, state: State, draw: Draw) -> dict[str, Any]:
     """The checkpoint that validation chose, on the fixed test episodes."""
-    best = folder / "checkpoints" / "best.pt"
+    best = order.team.lead(lambda: checkpoint.load(order.folder / "checkpoints" / "best.pt"))
     params = {name: torch.empty_like(p) for name, p in state.params.items()}
-    load_params(params, checkpoint.load(best)["params"])
+    load_params(params, best["params"])
     parallel = for_evaluation(state.parallel, parts.device)
-    return evaluate(parts.eval_algo, params, parts.test_sampler, draw, parts.test.adapt_steps, parallel)
+    steps = parts.test.adapt_steps
+    return evaluate(parts.eval_algo, params, parts.test_sampler, draw, steps, parallel, team=order.team)

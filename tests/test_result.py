@@ -67,11 +67,11 @@ def test_parameters_are_counted(parts: Callable[..., Parts]) -> None:
 
 def test_progress_without_a_validation_has_no_score(parts: Callable[..., Parts]) -> None:
     state = State({}, torch.optim.SGD([torch.ones(1)], lr=1.0), Parallel("vmap", 8), step=3, seconds=1.23456)
-    found = result.progress(parts(), state)
+    found = result.progress(parts(), state, 1)
     assert found["val"] is None and found["steps"] == 3
     assert found["cost"]["train_s"] == 1.235 and found["cost"]["parallel"] == "vmap chunk 8"
     state.best = {"step": 2, "score": 0.5, "val": {"accuracy": {"mean": 0.5}}}
-    assert result.progress(parts(), state)["val"] == {"accuracy": {"mean": 0.5}, "step": 2}
+    assert result.progress(parts(), state, 1)["val"] == {"accuracy": {"mean": 0.5}, "step": 2}
 
 
 def test_hyperparameters_are_flat_and_of_the_kinds_tensorboard_takes(order: Callable[..., Order]) -> None:

@@ -66,7 +66,7 @@ def check_record(record: dict[str, Any]) -> None:
     """Of a completed run."""
     assert set(record) == KEYS and set(record["protocol"]) == PROTOCOL
     assert record["status"] == "completed" and record["error"] is None
-    assert set(record["cost"]) == {"train_s", "tasks_per_s", "peak_memory_mb", "parallel"}
+    assert set(record["cost"]) == {"train_s", "tasks_per_s", "peak_memory_mb", "parallel", "ranks"}
     assert set(record["versions"]) == {"metarun", "torch", "python", "git"}
     assert record["cost"]["train_s"] > 0 and record["cost"]["tasks_per_s"] > 0
     assert record["protocol"]["episodes"].startswith("sha256:")

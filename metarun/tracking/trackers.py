@@ -23,7 +23,7 @@ class Trackers:
 
     @staticmethod
     def of_test(steps: int, folder: Path) -> Trackers:
-        """A repeated meta-test leaves the run's logs alone."""
+        """A repeated meta-test leaves the run's logs alone, and so does a rank that is not the first."""
         return Trackers(Console(steps, folder), None, None)
 
     @staticmethod
