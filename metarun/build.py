@@ -11,7 +11,7 @@ import torch
 
 from metarun.compiled import check_compiler
 from metarun.construct import construct, prepared, target_of
-from metarun.device import pick
+from metarun.device import allow_tf32, pick
 from metarun.errors import UserError
 from metarun.net import Net
 from metarun.settings import Root, Test, Train, Val, check_bounds
@@ -46,6 +46,7 @@ def build(config: Config, test_data: Config | None) -> Parts:
     root = construct({k: v for k, v in config.items() if not isinstance(v, dict)}, "", Root)
     train, val, test = (construct(config[s.__name__.lower()], s.__name__.lower(), s) for s in (Train, Val, Test))
     device = construct(config["device"], "device", pick)
+    allow_tf32(root.precision == "tf32")
     if root.compile:
         check_compiler(device)
     data, other = _load(config, test_data, device)
@@ -57,7 +58,7 @@ def build(config: Config, test_data: Config | None) -> Parts:
         sampler = data.tasks(kind.trains_on, train.shots)
         given = {"task_heads": sampler.heads}
     make_trunk = partial(prepared(config["backbone"], "backbone", "shape"), shape=data.shape)
-    net = Net.build(make_trunk, test_sampler.heads, root.norm_stats)
+    net = Net.build(make_trunk, test_sampler.heads, root.norm_stats, root.precision == "bf16")
     return Parts(
         root=root,
         train=train,

@@ -47,6 +47,12 @@ def pick(type: Literal["auto", "cpu", "cuda", "mps"], index: int, threads: int |
     return torch.device("cpu" if type == "cpu" else f"{type}:{index}")
 
 
+def allow_tf32(allowed: bool) -> None:
+    """Whether CUDA may round what it multiplies to 10 bits; torch lets convolutions do so unless told."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
 def keep_freed_memory() -> bool:
     """Tells glibc not to map and unmap large activations on each operation: page faults cost up to half the time."""
     if not sys.platform.startswith("linux"):

@@ -41,17 +41,19 @@ class Net:
 
     norm_stats "batch": batch norm uses the statistics of the rows it predicts (transductive).
     norm_stats "support": those of the support set, which φ carries (inductive); see `given`.
+    half: the trunk computes in bfloat16; parameters, their gradients, the output layer and the loss stay as they are.
     """
 
     make_trunk: Callable[[], nn.Module]
     heads: Heads
     norm_stats: str
+    half: bool
     module: Network
 
     @staticmethod
-    def build(make_trunk: Callable[[], nn.Module], heads: Heads, norm_stats: str) -> Net:
+    def build(make_trunk: Callable[[], nn.Module], heads: Heads, norm_stats: str, half: bool = False) -> Net:
         with torch.random.fork_rng(devices=[]):
-            return Net(make_trunk, heads, norm_stats, Network(make_trunk(), width(heads)))
+            return Net(make_trunk, heads, norm_stats, half, Network(make_trunk(), width(heads)))
 
     def init(self, generator: torch.Generator) -> Params:
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
@@ -61,8 +63,8 @@ class Net:
         return {name: p.detach() for name, p in fresh.named_parameters() if p.requires_grad}
 
     def eval(self) -> Net:
-        """The same network without dropout."""
-        return replace(self, module=deepcopy(self.module).eval())
+        """The same network without dropout, in full precision."""
+        return replace(self, module=deepcopy(self.module).eval(), half=False)
 
     def with_heads(self, heads: Heads) -> Net:
         return replace(self, heads=heads)
@@ -86,6 +88,9 @@ class Net:
         trunk = {name.removeprefix("trunk."): p for name, p in params.items() if name.startswith("trunk.")}
         if SUPPORT in params:
             trunk = {**trunk, **_statistics(self.module.trunk, trunk, params[SUPPORT])}
+        if self.half:  # torch.autocast does nothing inside vmap
+            trunk = {name: p.bfloat16() for name, p in trunk.items()}
+            return functional_call(self.module.trunk, trunk, (x.bfloat16(),)).to(x.dtype)
         return functional_call(self.module.trunk, trunk, (x,))
 
     def read(self, logits: Tensor) -> Outputs:
@@ -98,7 +103,8 @@ class Net:
         return self.read(nn.functional.linear(features, params["head.weight"], params["head.bias"]))
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
-        return judge(self.heads, self(params, batch.x), batch.y)[0]
+        """What an inner step descends: never in half precision, whose noise a large step size would magnify."""
+        return judge(self.heads, replace(self, half=False)(params, batch.x), batch.y)[0]
 
 
 def _statistics(module: nn.Module, params: Params, x: Tensor) -> Params:

@@ -54,6 +54,7 @@ class Root:
     parallel: Literal["auto", "loop", "vmap"]
     chunk: int | None
     compile: bool
+    precision: Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarun.functional import last
+from metarun.functional import Parallel, last
 from metarun.net import SUPPORT, Net
 from metarun.types import Batch, Episode, Head, Params
 
@@ -106,3 +108,25 @@ def test_norm_names_are_those_of_the_norms_parameters(norm: str, count: int, con
     net = conv_net(norm)
     assert len(net.norm_names) == count and net.norm_names <= start(net).keys()
     assert all(".norm." in name for name in net.norm_names)
+
+
+@pytest.mark.parametrize("name", ["maml", "mtl"])
+@pytest.mark.parametrize("parallel", [Parallel("loop", 1), Parallel("vmap", 3)], ids=str)
+def test_half_precision_rounds_a_meta_gradient_and_no_more(
+    case: Callable[..., Any], name: str, parallel: Parallel
+) -> None:
+    """Inner steps are taken in full: the direction stays, though MAML's step of 0.4 magnifies what is rounded."""
+    found = case(name)
+    params, sample = (
+        tree_map(lambda t: t.float() if t.is_floating_point() else t, p) for p in (found.params, found.sample)
+    )
+    net = replace(found.algo.net, module=deepcopy(found.algo.net.module).float())
+    slopes = []
+    for half in (False, True):
+        algo = replace(found.algo, net=replace(net, half=half))
+        slope, metrics = algo.meta_grad(params, sample, parallel)
+        assert all(s.dtype == torch.float32 for s in (*slope.values(), *metrics.values()))
+        slopes.append(torch.cat([slope[n].flatten() for n in params]))
+    assert not torch.equal(*slopes)
+    assert torch.cosine_similarity(*slopes, dim=0) > 0.98
+    assert slopes[1].norm() == pytest.approx(float(slopes[0].norm()), rel=0.02)
