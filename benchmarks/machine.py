@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import seconds
-from metarun.device import keep_freed_memory, peak_memory_mb
+from metarun.device import keep_freed_memory, linux_memory, peak_memory_mb
 
 
 def allocate(choice: str) -> None:
@@ -65,18 +65,9 @@ def _cpu_model() -> str:
     return models[0] if models else platform.processor()
 
 
-def peak_mb(device: torch.device) -> float:
-    """Peak memory; on Linux not `ru_maxrss`, which a child process inherits from its parent."""
-    return peak_memory_mb(device) if device.type == "cuda" else _status("VmHWM")
-
-
 def resident_mb(device: torch.device) -> float:
     """Memory held now."""
-    return torch.cuda.memory_allocated(device) / 2**20 if device.type == "cuda" else _status("VmRSS")
-
-
-def _status(key: str) -> float:
-    status = Path("/proc/self/status")
-    if not status.exists():  # not Linux: the peak is all that can be had
-        return peak_memory_mb(torch.device("cpu"))
-    return next(int(line.split()[1]) / 2**10 for line in status.read_text().splitlines() if line.startswith(key))
+    if device.type == "cuda":
+        return torch.cuda.memory_allocated(device) / 2**20
+    now = linux_memory("self/status", "VmRSS")
+    return peak_memory_mb(device) if now is None else now / 2**20  # elsewhere the peak is all that can be had

@@ -22,6 +22,7 @@ from metarun.algos.mtl import MultiTask
 from metarun.algos.reptile import Reptile
 from metarun.build import Parts, build
 from metarun.construct import construct
+from metarun.device import peak_memory_mb
 from metarun.types import Params
 
 
@@ -171,4 +172,4 @@ def fresh(name: str, overrides: Sequence[str], allocator: str) -> Fresh:
         system.steps(2)
     except torch.OutOfMemoryError as error:
         raise Unavailable("out of memory") from error
-    return Fresh(first, machine.peak_mb(system.device))
+    return Fresh(first, peak_memory_mb(system.device))

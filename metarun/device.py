@@ -70,12 +70,9 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)  # by torch, for later use
         return torch.cuda.mem_get_info(device)[0] + kept
-    try:
-        found = re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text())
-    except OSError:
-        found = None
-    if found:
-        return 1024 * int(found[1])
+    known = linux_memory("meminfo", "MemAvailable")
+    if known is not None:
+        return known
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2  # macOS knows only all there is
 
 
@@ -83,5 +80,16 @@ def peak_memory_mb(device: torch.device) -> float:
     """Peak memory: of the device where it counts its own, else the process's resident set."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+    known = linux_memory("self/status", "VmHWM")  # ru_maxrss begins with the parent's
+    if known is not None:
+        return known / 2**20
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes
+
+
+def linux_memory(file: str, key: str) -> int | None:
+    """Bytes, as a file of /proc has them."""
+    try:
+        found = re.search(rf"{key}:\s+(\d+) kB", Path("/proc", file).read_text())
+    except OSError:
+        return None
+    return 1024 * int(found[1]) if found else None
