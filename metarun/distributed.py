@@ -29,7 +29,7 @@ class Lost(UserError):
     """Another rank is gone: nothing can be asked of all any more."""
 
     def __init__(self, error: RuntimeError) -> None:
-        reason = re.sub(r"^\[.*?\] ", "", " ".join(str(error).split()))[:200]
+        reason = re.sub(r"^\[.*?\] ", "", " ".join(str(error).split())).partition(". ")[0]
         super().__init__(f"another rank ended or cannot be reached (torchrun's report says which): {reason}.")
         self.folder: Path | None = None  # to resume from
 
@@ -147,7 +147,7 @@ def join() -> Team:
     import torch.distributed as dist
 
     store, rank, size = next(dist.rendezvous("env://"))
-    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+    backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() and dist.is_nccl_available() else "gloo"
     dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     if rank:
         _silence(sys.stdout)
