@@ -15,7 +15,7 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from metarun.ahead import ahead
-from metarun.device import peak_memory_mb
+from metarun.device import peak_memory_mb, seed_draws
 from metarun.distributed import ALONE, Team
 from metarun.errors import UserError
 from metarun.functional import Parallel
@@ -189,11 +189,11 @@ class Loop:
         """One meta-step. Its randomness is a function of seed and step alone, so resuming needs no generator state."""
         seed = _seed(self.plan.seed, state.step)
         own = seed + self.team.rank
-        torch.manual_seed(own)  # dropout draws from the global generator
+        seed_draws(self.device, own)  # dropout draws from the device's own generator
         sample, total = next(samples)
         if state.parallel is None:
             state.parallel = self.team.lead(partial(self.choose, state, sample))
-            torch.manual_seed(own)
+            seed_draws(self.device, own)
         work = partial(self.algo.meta_grad, state.params, sample)
         found, state.parallel = within_memory(work, state.parallel, self.tracker.say)
         grads, metrics = self.team.mean(found, len(tree_leaves(sample)[0]) / total)

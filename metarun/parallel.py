@@ -36,7 +36,7 @@ def fastest(
             seconds[candidate] = _seconds(partial(algo.meta_grad, params, sample, candidate), device)
         except torch.OutOfMemoryError:
             break
-        if seconds[candidate] > 1.5 * min(seconds.values()):
+        if seconds[candidate] > 1.2 * min(seconds.values()):
             break
     if not seconds:
         return Parallel("loop", 1), {}

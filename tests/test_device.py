@@ -6,7 +6,7 @@ import sys
 import pytest
 import torch
 
-from metarun.device import free_memory, keep_freed_memory, peak_memory_mb, pick
+from metarun.device import free_memory, keep_freed_memory, peak_memory_mb, pick, seed_draws
 from metarun.errors import UserError
 
 
@@ -79,3 +79,13 @@ def test_glibc_takes_the_settings() -> None:
 def test_elsewhere_nothing_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "platform", "darwin")
     assert not keep_freed_memory()
+
+
+def test_seeding_at_every_step_leaves_nothing_behind() -> None:
+    """torch.manual_seed keeps a traceback of each call for devices that were never used."""
+    seed_draws(torch.device("cpu"), 3)
+    drawn = torch.rand(4)
+    queued = len(torch.cuda._queued_calls)
+    seed_draws(torch.device("cpu"), 3)
+    assert torch.equal(torch.rand(4), drawn)
+    assert len(torch.cuda._queued_calls) == queued
