@@ -58,7 +58,7 @@ class Clock:
         loop, timed = session.loop, self.timed
         algo: Any = SimpleNamespace(meta_grad=timed("meta-gradient", loop.algo.meta_grad))
         draw, gather = timed("sampling", loop.sampler.draw), timed("sampling", loop.sampler.gather)
-        sampler: Any = SimpleNamespace(draw=draw, gather=gather)
+        sampler: Any = SimpleNamespace(draw=draw, gather=gather, from_disk=loop.sampler.from_disk)
         step, log = timed("progress", loop.tracker.step), timed("logging", loop.tracker.log)
         tracker: Any = SimpleNamespace(step=step, log=log, say=loop.tracker.say)
         optimizer: Any = session.state.optimizer
