@@ -17,7 +17,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,21 +27,26 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from metarun import schedules
 from metarun.app import CONF
 from metarun.build import Parts, build
-from metarun.construct import construct
 from metarun.data.cache import cached
 from metarun.data.images import ImageData, Recipe, split_classes
 from metarun.data.mapped import PIECE, Mapped
 from metarun.device import free_memory, keep_freed_memory
-from metarun.loop import Loop, Plan, State
-from metarun.parallel import by_hand
+from metarun.run import fresh_state, loop_of
 
 EACH = 600  # images of a class, as in miniImageNet
 WARM = 5  # steps before the clock starts
 SMALL = 0.1  # GB of the set in memory
-DEFAULTS = ("data=folder", "data.root=.", "name=bigdata", "parallel=vmap", "train.steps=25")
+DEFAULTS = (
+    "data=folder",
+    "data.root=.",
+    "name=bigdata",
+    "parallel=vmap",
+    "train.steps=25",
+    "schedule=constant",
+    "optim.lr=0.0001",
+)
 
 
 @dataclass(frozen=True)
@@ -141,25 +146,12 @@ def _parts(config: dict[str, Any], gb: float, resident: bool) -> Parts:
 
 def _rate(config: dict[str, Any], parts: Parts, seed: int, folder: Path) -> tuple[float, int]:
     """Tasks per second of a short training, and the bytes that came from the disk meanwhile."""
-    params = {name: p.to(parts.device) for name, p in parts.algo.init(torch.Generator().manual_seed(0)).items()}
-    state = State(params, construct(config["optim"], "optim", params=list(params.values())))
     clock = Clock(parts.device, parts.train.steps)
-    tasks, root = parts.train.tasks, parts.root
     score = {"accuracy": {"mean": 0.0, "ci95": 0.0, "tasks": 1}}
-    Loop(
-        algo=parts.algo,
-        sampler=parts.sampler,
-        validate=lambda state: score,
-        factor=schedules.constant,
-        choose=lambda state, sample: by_hand(root.parallel, root.chunk, tasks),
-        stop=lambda: None,
-        plan=Plan(seed, parts.train.steps, tasks, 1e-4, math.inf, None, None, 10**9, 10**9, None),
-        tracker=clock,
-        folder=folder,
-        device=parts.device,
-    ).run(state)
+    loop = loop_of(config, parts, clock, folder, lambda state: score)
+    replace(loop, plan=replace(loop.plan, seed=seed)).run(fresh_state(config, parts))
     (start, read), (end, read_by_then) = clock.at[WARM], clock.at[parts.train.steps]
-    return tasks * (parts.train.steps - WARM) / (end - start), read_by_then - read
+    return parts.train.tasks * (parts.train.steps - WARM) / (end - start), read_by_then - read
 
 
 def _introduce(images: Mapped, parts: Parts, drop: bool) -> None:

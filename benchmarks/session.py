@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +12,8 @@ import torch
 
 from benchmarks import workloads
 from metarun.build import Parts, build
-from metarun.compiled import Compiled
-from metarun.construct import construct, prepared
-from metarun.loop import Loop, Plan, State, Tracker
-from metarun.run import choose
-from metarun.types import Params
+from metarun.loop import Loop, State, Tracker
+from metarun.run import fresh_state, loop_of
 
 NEVER = 10**9
 
@@ -61,35 +57,10 @@ class Session:
     def start(overrides: Sequence[str], tracker: Tracker) -> Session:
         config = workloads.config(*overrides)
         parts = build(config, None)
-        params = first_params(parts)
         piece = Piece(tracker)
-        plan = Plan(
-            seed=parts.root.seed,
-            steps=NEVER,
-            tasks=parts.train.tasks,
-            lr=config["optim"]["lr"],
-            max_seconds=float("inf"),
-            clip_value=parts.train.clip_value,
-            clip_norm=parts.train.clip_norm,
-            log_every=parts.train.log_every,
-            val_every=NEVER,
-            patience=None,
-        )
-        algo = Compiled(parts.algo) if parts.root.compile else parts.algo
-        loop = Loop(
-            algo=algo,
-            sampler=parts.sampler,
-            validate=lambda state: {},
-            factor=prepared(config["schedule"], "schedule", "step", "steps"),
-            choose=partial(choose, parts, tracker),
-            stop=lambda: None,
-            plan=plan,
-            tracker=piece,
-            folder=Path("never written"),
-            device=parts.device,
-        )
-        optimizer = construct(config["optim"], "optim", params=list(params.values()))
-        return Session(parts, State(params, optimizer), loop, piece, draw(parts)())
+        loop = loop_of(config, parts, piece, Path("never written"), lambda state: {})
+        endless = replace(loop.plan, steps=NEVER, max_seconds=float("inf"), val_every=NEVER, patience=None)
+        return Session(parts, fresh_state(config, parts), replace(loop, plan=endless), piece, draw(parts)())
 
     def steps(self, count: int) -> None:
         self.piece.until = self.state.step + count
@@ -99,11 +70,6 @@ class Session:
     def meta_grad(self) -> Any:
         assert self.state.parallel is not None  # steps() comes first
         return self.loop.algo.meta_grad(self.state.params, self.sample, self.state.parallel)
-
-
-def first_params(parts: Parts) -> Params:
-    fresh = parts.algo.init(torch.Generator().manual_seed(parts.root.seed))
-    return {name: p.to(parts.device) for name, p in fresh.items()}
 
 
 def draw(parts: Parts) -> Callable[[], Any]:

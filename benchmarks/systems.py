@@ -16,13 +16,14 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import libraries, machine, plain, workloads
 from benchmarks.measure import seconds
-from benchmarks.session import Session, Silent, draw, first_params
+from benchmarks.session import Session, Silent, draw
 from metarun.algos.maml import MAML
 from metarun.algos.mtl import MultiTask
 from metarun.algos.reptile import Reptile
 from metarun.build import Parts, build
 from metarun.construct import construct
 from metarun.device import peak_memory_mb
+from metarun.run import first_params
 from metarun.types import Params
 
 

@@ -187,8 +187,7 @@ class Loop:
 
     def _step(self, state: State, samples: Iterator[tuple[Any, int]], window: Window) -> None:
         """One meta-step. Its randomness is a function of seed and step alone, so resuming needs no generator state."""
-        seed = _seed(self.plan.seed, state.step)
-        own = seed + self.team.rank
+        own = _seed(self.plan.seed, state.step) + self.team.rank
         seed_draws(self.device, own)  # dropout draws from the device's own generator
         sample, total = next(samples)
         if state.parallel is None:

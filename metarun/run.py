@@ -9,7 +9,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -33,7 +33,7 @@ from metarun.tracking import checkpoint
 from metarun.tracking.figures import episode_picture
 from metarun.tracking.jsonl import write_json
 from metarun.tracking.trackers import Trackers
-from metarun.types import Draw, Sampler
+from metarun.types import Draw, Params, Sampler
 
 log = logging.getLogger("metarun")
 
@@ -156,12 +156,22 @@ def _begin(order: Order, parts: Parts, trackers: Trackers, record: dict[str, Any
 
 def _start(order: Order, parts: Parts) -> State:
     """The state to train from: a fresh one, or that of the run to resume."""
-    fresh = parts.algo.init(torch.Generator().manual_seed(parts.root.seed))
-    params = {name: p.to(parts.device) for name, p in fresh.items()}
-    state = State(params, construct(order.config["optim"], "optim", params=list(params.values())))
+    state = fresh_state(order.config, parts)
     if parts.root.resume is not None:
         state.restore(order.team.lead(lambda: checkpoint.load(order.folder / "checkpoints" / "last.pt")))
     return state
+
+
+def fresh_state(config: Config, parts: Parts) -> State:
+    """Before the first step."""
+    params = first_params(parts)
+    return State(params, construct(config["optim"], "optim", params=list(params.values())))
+
+
+def first_params(parts: Parts) -> Params:
+    """θ as the seed draws it: on the CPU, so that it is the same on every device."""
+    fresh = parts.algo.init(torch.Generator().manual_seed(parts.root.seed))
+    return {name: p.to(parts.device) for name, p in fresh.items()}
 
 
 def _draw(sampler: Sampler, tasks: int, seed: int) -> Draw:
@@ -180,36 +190,41 @@ def _train(
         task = (parts.eval_algo, state.params, parts.val_sampler, val_draw, steps, parallel)
         return evaluate(*task, (steps,), signals.check, order.team)
 
-    plan = Plan(
-        seed=parts.root.seed,
-        steps=parts.train.steps,
-        tasks=parts.train.tasks,
-        lr=order.config["optim"]["lr"],
-        max_seconds=parts.train.max_seconds,
-        clip_value=parts.train.clip_value,
-        clip_norm=parts.train.clip_norm,
-        log_every=parts.train.log_every,
-        val_every=parts.val.every,
-        patience=parts.val.patience,
-    )
-    loop = Loop(
+    loop = loop_of(order.config, parts, trackers, order.folder / "checkpoints", validate)
+    signals.patient = True
+    try:
+        replace(loop, stop=lambda: signals.came, team=order.team).run(state)
+    finally:
+        record |= result.progress(parts, state, order.team.size)
+
+
+def loop_of(
+    config: Config, parts: Parts, tracker: Tracker, folder: Path, validate: Callable[[State], dict[str, Any]]
+) -> Loop:
+    """The training that the config names, of one process that nobody stops."""
+    return Loop(
         algo=Compiled(parts.algo) if parts.root.compile else parts.algo,
         sampler=parts.sampler,
         validate=validate,
-        factor=prepared(order.config["schedule"], "schedule", "step", "steps"),
-        choose=partial(choose, parts, trackers),
-        stop=lambda: signals.came,
-        plan=plan,
-        tracker=trackers,
-        folder=order.folder / "checkpoints",
+        factor=prepared(config["schedule"], "schedule", "step", "steps"),
+        choose=partial(choose, parts, tracker),
+        stop=lambda: None,
+        plan=Plan(
+            seed=parts.root.seed,
+            steps=parts.train.steps,
+            tasks=parts.train.tasks,
+            lr=config["optim"]["lr"],
+            max_seconds=parts.train.max_seconds,
+            clip_value=parts.train.clip_value,
+            clip_norm=parts.train.clip_norm,
+            log_every=parts.train.log_every,
+            val_every=parts.val.every,
+            patience=parts.val.patience,
+        ),
+        tracker=tracker,
+        folder=folder,
         device=parts.device,
-        team=order.team,
     )
-    signals.patient = True
-    try:
-        loop.run(state)
-    finally:
-        record |= result.progress(parts, state, order.team.size)
 
 
 def choose(parts: Parts, trackers: Tracker, state: State, sample: Any) -> Parallel:

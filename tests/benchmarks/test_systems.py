@@ -10,11 +10,11 @@ import torch
 from torch.utils._pytree import tree_map
 
 from benchmarks import libraries, plain
-from benchmarks.session import first_params
 from benchmarks.systems import ByHand
 from benchmarks.workloads import WORKLOADS, config
 from metarun.build import build
 from metarun.functional import Parallel
+from metarun.run import first_params
 
 SMALL = {  # the workloads as they are, but narrow, and on noise in place of Omniglot
     "W1": "data=noise backbone.channels=[3,4]",
