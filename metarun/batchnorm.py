@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.functional import mapped
+from metarun.gradient import mapped
 
 Tensors = tuple[Tensor, ...]
 

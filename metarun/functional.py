@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from metarun.gradient import gradient
 from metarun.remat import recomputed
 from metarun.types import Batch, Heads, Metrics, Outputs, Params, Targets
 
@@ -24,21 +25,31 @@ def judge(heads: Heads, outputs: Outputs, y: Targets) -> tuple[Tensor, Metrics]:
 
     A head that no row has a target for counts for nothing.
     """
-    losses, present, accuracy = [], [], []
+    losses: list[tuple[Tensor, Tensor]] = []  # with their weights
+    accuracy: list[tuple[Tensor, Tensor]] = []
     for name, head in heads.items():
         if head.kind == "value":
-            losses.append(F.mse_loss(outputs[name], y[name]))
-            present.append(torch.ones_like(losses[-1]))
+            error = (outputs[name] - y[name]).square().mean()  # vmap takes F.mse_loss apart in Python
+            losses.append((error, torch.ones_like(error)))
             continue
         known = (y[name] >= 0).sum()
         rows = known.clamp(min=1)
-        losses.append(F.cross_entropy(outputs[name], y[name], reduction="sum") / rows)
-        present.append((known > 0).to(losses[-1].dtype))
-        accuracy.append((outputs[name].detach().argmax(-1) == y[name]).sum() / rows)
-    share = torch.stack(present) / torch.stack(present).sum()
-    loss = (torch.stack(losses) * share).sum()
-    kind = {"accuracy": (torch.stack(accuracy) * share).sum()} if accuracy else {"mse": loss.detach()}
+        entropy = F.cross_entropy(outputs[name], y[name], reduction="sum") / rows
+        right = (outputs[name].detach().argmax(-1) == y[name]).sum(dtype=entropy.dtype)
+        present = (known > 0).to(entropy.dtype)
+        losses.append((entropy, present))
+        accuracy.append((right / rows, present))
+    loss = _mean(losses)
+    kind = {"accuracy": _mean(accuracy)} if accuracy else {"mse": loss.detach()}
     return loss, {"loss": loss.detach(), **kind}
+
+
+def _mean(weighted: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Of values with their weights; of one value, that value."""
+    if len(weighted) == 1:
+        return weighted[0][0]
+    values, weights = map(torch.stack, zip(*weighted, strict=True))
+    return (values * weights).sum() / weights.sum()
 
 
 def grad(fn: Callable[[Params], tuple[Tensor, Metrics]], params: Params) -> tuple[Params, Metrics]:
@@ -47,25 +58,6 @@ def grad(fn: Callable[[Params], tuple[Tensor, Metrics]], params: Params) -> tupl
     loss, metrics = fn(leaves)
     slope = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
     return dict(zip(leaves, slope, strict=True)), metrics
-
-
-def gradient(loss: Callable[..., Tensor], params: Params, adapted: Collection[str], *args: Any) -> Params:
-    """∇ loss(params, *args) with respect to the entries named in `adapted`."""
-    moving = {name: params[name] for name in adapted}
-    if mapped():
-        fixed = {name: p for name, p in params.items() if name not in adapted}
-        return torch.func.grad(lambda p: loss({**fixed, **p}, *args))(moving)
-    outer = torch.is_grad_enabled()
-    with torch.enable_grad():
-        moving = {name: p if p.requires_grad else p.detach().requires_grad_() for name, p in moving.items()}
-        value = loss({**params, **moving}, *args)
-        slope = torch.autograd.grad(value, list(moving.values()), create_graph=outer, materialize_grads=True)
-    return dict(zip(moving, slope, strict=True))
-
-
-def mapped() -> bool:
-    """Whether this is computed inside vmap: there torch.func alone differentiates, elsewhere autograd is faster."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def sgd(

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -69,7 +70,7 @@ class Net:
     def with_heads(self, heads: Heads) -> Net:
         return replace(self, heads=heads)
 
-    @property
+    @cached_property
     def norm_names(self) -> frozenset[str]:
         """Names of the parameters that belong to normalisation layers."""
         return frozenset(

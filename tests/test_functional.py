@@ -159,6 +159,13 @@ def test_judging_a_class_beside_a_value() -> None:
     assert metrics["accuracy"] == 0.5
 
 
+def test_the_accuracy_of_two_classes_beside_a_value_is_the_mean_of_the_two() -> None:
+    heads = {"a": Head("class", 2), "angle": Head("value", 1), "b": Head("class", 2)}
+    outputs = {"a": torch.eye(2), "angle": torch.ones(2, 1), "b": torch.eye(2)}
+    y = {"a": torch.tensor([0, 1]), "angle": torch.zeros(2, 1), "b": torch.tensor([0, 0])}
+    assert judge(heads, outputs, y)[1]["accuracy"] == (1 + 1 / 2) / 2
+
+
 def test_the_last_of_a_trajectory() -> None:
     assert last(iter([{"w": THETA}, {"w": H}]))["w"] is H
 
