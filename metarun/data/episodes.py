@@ -62,14 +62,12 @@ class EpisodeSampler:
 
 
 def pixels(images: Tensor | Mapped, rows: Tensor, turns: Tensor) -> Tensor:
-    """The images at `rows`, each turned by 90° `turns` times, as floats in [0, 1]: one indexed gather."""
+    """The images at `rows`, each turned by 90° `turns` times, as floats in [0, 1]."""
     if isinstance(images, Mapped):
         images, rows = images.read(rows), torch.arange(rows.numel(), device=rows.device).view(rows.shape)
-    _, channels, height, width = images.shape
-    if height != width:
-        return images[rows].float() / 255
-    grid = torch.arange(height * width, device=images.device).view(height, width)
-    turned = torch.stack([grid.rot90(k).flatten() for k in range(4)])  # [4, H*W]: where each pixel comes from
-    channel = torch.arange(channels, device=images.device)[:, None]
-    flat = images.flatten(2)[rows[..., None, None], channel, turned[turns][..., None, :]]
-    return flat.unflatten(-1, (height, width)).float() / 255
+    chosen = images[rows]
+    if chosen.shape[-1] == chosen.shape[-2]:
+        turns = turns[..., None, None, None]
+        chosen = torch.where(turns >= 2, chosen.flip(-2, -1), chosen)
+        chosen = torch.where(turns % 2 == 1, chosen.rot90(1, (-2, -1)), chosen)
+    return chosen.float() / 255
