@@ -243,8 +243,8 @@ def for_evaluation(parallel: Parallel | None, device: torch.device) -> Parallel:
     """Evaluation keeps no graph, so it may take more tasks at a time than training; not where the loop had to win."""
     if parallel is not None and parallel.mode == "loop":
         return parallel
-    least = 16 if device.type == "cpu" else PIECE
-    return Parallel("vmap", max(least, parallel.chunk if parallel else 0))
+    chunk = PIECE if device.type != "cpu" else max(16, 4 * parallel.chunk if parallel else 0)
+    return Parallel("vmap", min(PIECE, chunk))
 
 
 def _meta_test(order: Order, parts: Parts, state: State, draw: Draw) -> dict[str, Any]:
