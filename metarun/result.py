@@ -81,6 +81,8 @@ def progress(parts: Parts, state: State, ranks: int) -> dict[str, Any]:
             "tasks_per_s": round(state.tasks_per_s, 3),
             "peak_memory_mb": round(peak_memory_mb(parts.device), 1),
             "parallel": str(state.parallel),
+            "compile": parts.root.compile,
+            "precision": parts.root.precision,
             "ranks": ranks,
         },
     }

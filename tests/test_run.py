@@ -28,6 +28,7 @@ PROTOCOL = {
     *("ways", "shots", "queries", "norm", "split", "rotations"),
     *("adapt_steps", "selection", "ci95", "episodes"),
 }
+COST = {"train_s", "tasks_per_s", "peak_memory_mb", "parallel", "compile", "precision", "ranks"}
 SMALL = ("device=cpu", "parallel=vmap", "train.steps=4", "train.log_every=2", "val.every=2", "val.tasks=4")
 TINY = (
     *("data.ways=2", "data.size=12", "data.colour=false", "train.shots=2"),
@@ -66,7 +67,7 @@ def check_record(record: dict[str, Any]) -> None:
     """Of a completed run."""
     assert set(record) == KEYS and set(record["protocol"]) == PROTOCOL
     assert record["status"] == "completed" and record["error"] is None
-    assert set(record["cost"]) == {"train_s", "tasks_per_s", "peak_memory_mb", "parallel", "ranks"}
+    assert set(record["cost"]) == COST
     assert set(record["versions"]) == {"metarun", "torch", "python", "git"}
     assert record["cost"]["train_s"] > 0 and record["cost"]["tasks_per_s"] > 0
     assert record["protocol"]["episodes"].startswith("sha256:")

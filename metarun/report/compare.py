@@ -17,8 +17,9 @@ Members = tuple[Run, ...]  # of one group, by seed
 GROUPS = ("algo", "data", "backbone")
 TASK = ("ways", "shots", "queries", "test tasks")
 # What does not change what is learned or measured. Test episodes are held against each other by their hash.
-ASIDE = ("seed", "name", "resume", "parallel", "chunk", "device", "data.root", "test.root", "test.only")
-ASIDE_IN = ("device.", "train.log_every")
+ASIDE = {"seed", "name", "resume", "parallel", "chunk", "compile", "algo.remat", "device", "train.log_every"}
+ASIDE |= {"data.root", "data.resident", "test.root", "test.only"}
+ASIDE_IN = "device."
 
 
 @dataclass(frozen=True)
