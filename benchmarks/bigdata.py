@@ -1,9 +1,6 @@
-"""Training from disk beside training from memory: tasks per second on noise in the shape of real images.
+"""Training from disk beside training from memory: MAML on colour images of 84 x 84 pixels, 5 ways, 15 queries.
 
-    python benchmarks/bigdata.py --gb 10 --drop train.tasks=16 data.queries=15
-
-What follows the options is typed as for `metarun data=folder`. Both run the same loop, by turns; each turn draws other
-episodes. The set from memory is a small one of the same image shape, since the large one may not fit there.
+The set from memory is a small one of the same image shape, since the large one may not fit there.
 """
 
 from __future__ import annotations
@@ -14,39 +11,29 @@ import mmap
 import os
 import re
 import shutil
-import tempfile
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
 from torch import Tensor
 
-from metarun.app import CONF
-from metarun.build import Parts, build
+from benchmarks import command
+from benchmarks.measure import seconds
+from benchmarks.session import Session, Silent
+from benchmarks.workloads import MAML
 from metarun.data.cache import cached
 from metarun.data.images import ImageData, Recipe, split_classes
 from metarun.data.mapped import PIECE, Mapped
-from metarun.device import free_memory, keep_freed_memory
-from metarun.run import fresh_state, loop_of
+from metarun.device import free_memory
 
 EACH = 600  # images of a class, as in miniImageNet
-WARM = 5  # steps before the clock starts
 SMALL = 0.1  # GB of the set in memory
-DEFAULTS = (
-    "data=folder",
-    "data.root=.",
-    "name=bigdata",
-    "parallel=vmap",
-    "train.steps=25",
-    "schedule=constant",
-    "optim.lr=0.0001",
-)
+WORK = f"data=synthetic backbone=conv4 {MAML} train.tasks=16 data.queries=15".split()
 
 
 @dataclass(frozen=True)
@@ -55,14 +42,14 @@ class Synthetic:
 
     gb: float
     size: int
-    colour: bool
+    channels: int
     ways: int
     shots: int
     queries: int
     resident: bool
 
     def load(self, device: torch.device) -> ImageData:
-        shape = (3 if self.colour else 1, self.size, self.size)
+        shape = (self.channels, self.size, self.size)
         classes = max(3 * self.ways, round(self.gb * 1e9 / EACH / math.prod(shape)))
         labels = torch.arange(classes).repeat_interleave(EACH)
         names = tuple(f"c{c}" for c in range(classes))
@@ -81,99 +68,62 @@ class Synthetic:
         )
 
 
-class Clock:
-    """A tracker that measures from step WARM to the last."""
-
-    def __init__(self, device: torch.device, last: int) -> None:
-        self.device, self.last = device, last
-        self.at: dict[int, tuple[float, int]] = {}
-
-    def step(self, step: int) -> None:
-        if step in (WARM, self.last):
-            if self.device.type == "cuda":
-                torch.cuda.synchronize(self.device)
-            self.at[step] = time.perf_counter(), _read_from_disk()
-
-    def log(self, step: int, values: dict[str, float]) -> None: ...
-
-    def say(self, text: str) -> None:
-        print(text)
-
-
-def main() -> None:
-    options = _options()
-    with tempfile.TemporaryDirectory(dir=options.folder) as folder:
-        os.environ["METARUN_CACHE"] = folder
-        keep_freed_memory()
-        gb = options.gb or min(10.0, shutil.disk_usage(folder).free / 3e9)
-        config = _config(options.overrides)
-        memory, disk = _parts(config, min(gb, SMALL), True), _parts(config, gb, False)
-        images = disk.data.images  # type: ignore[attr-defined]
-        _introduce(images, disk, options.drop)
-        rates: dict[str, list[float]] = {"memory": [], "disk": []}
-        for turn in range(options.repeats):
-            for name, parts in (("memory", memory), ("disk", disk)):
-                if options.drop:
-                    _drop(images)
-                rate, read = _rate(config, parts, turn, Path(folder))
-                rates[name].append(rate)
-                print(f"turn {turn + 1}, from {name}: {rate:.1f} tasks/s, {read / 1e6:.0f} MB read from the device")
-        middle = {name: median(values) for name, values in rates.items()}
-        print(f"medians: memory {middle['memory']:.1f}, disk {middle['disk']:.1f} tasks/s: ", end="")
-        print(f"disk is {middle['disk'] / middle['memory']:.3f} of memory")
-
-
-def _options() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def main(argv: list[str]) -> None:
+    parser = command.timing(command.options("bigdata", __doc__))
     parser.add_argument("--gb", type=float, help="size of the set on disk (default: 10, or a third of the free space)")
-    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--folder", help="where the set is written for the time being (default: the folder for such)")
     parser.add_argument("--drop", action="store_true", help="empty the page cache of the set before each turn")
-    parser.add_argument("overrides", nargs="*", help="such as device=cpu train.tasks=16 data.size=84")
-    return parser.parse_args()
+    parser.add_argument("overrides", nargs="*", help="such as train.tasks=4 data.size=224")
+    args = parser.parse_args(argv)
+    with TemporaryDirectory(dir=args.folder) as folder:
+        os.environ["METARUN_CACHE"] = folder
+        facts = command.begin(args)
+        gb = args.gb or min(10.0, shutil.disk_usage(folder).free / 3e9)
+        command.save(args, facts, compared(gb, args))
 
 
-def _config(overrides: list[str]) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config: Any = OmegaConf.to_container(compose("config", [*DEFAULTS, *overrides]), resolve=True)
-    return config
+def compared(gb: float, args: argparse.Namespace) -> dict[str, Any]:
+    """Tasks per second from memory and from disk, by turns."""
+    sessions = {name: start(gb, name, args) for name in ("memory", "disk")}
+    disk = sessions["disk"].parts
+    images: Mapped = disk.data.images  # type: ignore[attr-defined]
+    size, free = images.array.nbytes, free_memory(torch.device("cpu"))
+    print(f"{len(images.array):,} images of {list(images.shape[1:])} on disk: {size / 1e9:.2f} GB, on {disk.device}")
+    print(f"memory free for the page cache: {free / 1e9:.1f} GB. ", end="")
+    print("It is emptied before each turn" if args.drop else "--drop would empty it before each turn", flush=True)
+    steps = {}
+    for name, session in sessions.items():
+        session.steps(3)
+        steps[name] = max(1, round(3 * args.seconds / seconds(partial(session.steps, 3), disk.device)))
+    rates: dict[str, list[float]] = {name: [] for name in sessions}
+    for turn in range(args.repeats):
+        for name, session in sessions.items():
+            if args.drop:
+                drop(images)
+            before = read_from_disk()
+            taken = seconds(partial(session.steps, steps[name]), disk.device)
+            rates[name].append(steps[name] * disk.train.tasks / taken)
+            read = (read_from_disk() - before) / 1e6
+            print(f"turn {turn + 1}, from {name}: {rates[name][-1]:.1f} tasks/s, {read:.0f} MB read from the device")
+    ratio = median(rates["disk"]) / median(rates["memory"])
+    print(f"medians: memory {median(rates['memory']):.1f}, disk {median(rates['disk']):.1f} tasks/s: {ratio:.3f} of it")
+    return {"bytes": size, "free_memory": free, "tasks_per_s": rates, "disk_to_memory": ratio}
 
 
-def _parts(config: dict[str, Any], gb: float, resident: bool) -> Parts:
-    kept = {key: config["data"][key] for key in ("size", "colour", "ways", "shots", "queries")}
-    return build({**config, "data": {"_target_": "__main__.Synthetic", "gb": gb, "resident": resident, **kept}}, None)
+def start(gb: float, name: str, args: argparse.Namespace) -> Session:
+    held = [f"data.gb={gb}", "data.resident=false"] if name == "disk" else [f"data.gb={min(gb, SMALL)}"]
+    return Session.start([*WORK, *args.overrides, *held, f"device={args.device}", "parallel=vmap"], Silent())
 
 
-def _rate(config: dict[str, Any], parts: Parts, seed: int, folder: Path) -> tuple[float, int]:
-    """Tasks per second of a short training, and the bytes that came from the disk meanwhile."""
-    clock = Clock(parts.device, parts.train.steps)
-    score = {"accuracy": {"mean": 0.0, "ci95": 0.0, "tasks": 1}}
-    loop = loop_of(config, parts, clock, folder, lambda state: score)
-    replace(loop, plan=replace(loop.plan, seed=seed)).run(fresh_state(config, parts))
-    (start, read), (end, read_by_then) = clock.at[WARM], clock.at[parts.train.steps]
-    return parts.train.tasks * (parts.train.steps - WARM) / (end - start), read_by_then - read
-
-
-def _introduce(images: Mapped, parts: Parts, drop: bool) -> None:
-    size, free = images.array.nbytes / 1e9, free_memory(torch.device("cpu")) / 1e9
-    print(f"{len(images.array):,} images of {list(images.shape[1:])} on disk: {size:.2f} GB, on {parts.device}")
-    fits = "fits" if size < free else "does not fit"
-    print(f"memory free for the page cache: {free:.1f} GB: the set {fits} there")
-    if drop:
-        print("the page cache of the set is emptied before each turn: what is read comes from the device")
-    elif size < free:
-        print("so much of it is read from memory: add --drop to measure the device")
-
-
-def _drop(images: Mapped) -> None:
+def drop(images: Mapped) -> None:
     images.file.madvise(mmap.MADV_DONTNEED)  # pages that a process has mapped are not dropped
     with images.path.open("rb") as file:
         os.fsync(file.fileno())
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
-def _read_from_disk() -> int:
-    """By this process so far; only Linux tells."""
+def read_from_disk() -> int:
+    """Bytes by this process so far; only Linux tells."""
     try:
         found = re.search(r"^read_bytes: (\d+)", Path("/proc/self/io").read_text(), re.MULTILINE)
     except OSError:
@@ -182,4 +132,4 @@ def _read_from_disk() -> int:
 
 
 if __name__ == "__main__":
-    main()
+    command.answering(main)

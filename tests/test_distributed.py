@@ -108,7 +108,7 @@ def killed(place: Path, stopped: Ended) -> Ended:
 
 def same(one: Ended, other: Ended) -> None:
     """Whether two trainings came to the same end, up to the rounding of single precision."""
-    assert (one.code, other.code) == (0, 0)
+    assert (one.code, other.code) == (0, 0), one.err + other.err
     assert all(torch.allclose(p, other.params[name], rtol=0, atol=1e-6) for name, p in one.params.items())
     assert (one.result["steps"], one.result["status"]) == (20, "completed")
     for section in ("test", "val"):
