@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Fills the GPU rows of RESULTS.md in one call of under ten minutes: throughput of W1-W7, the tests that need a GPU,
-# and the time of W1's 60,000 steps, extrapolated from a run of one minute.
+# Fills the GPU rows of RESULTS.md in one call of under ten minutes: throughput of W1-W7, the forms of a convolution, the
+# tests that need a GPU, and the time of W1's 60,000 steps, extrapolated from a run of one minute.
 # Needs CUDA, metarun's dependencies, and Omniglot's two zips under $METARUN_DATA. Writes to $OUT or benchmarks/results.
 set -uo pipefail
 cd "$(dirname "$0")/.."
@@ -15,8 +15,11 @@ fi
 mkdir -p "$out"
 failed=0
 
-timeout 360 "$python" -m benchmarks.throughput --device cuda --systems plain,auto,vmap,compiled \
+timeout 330 "$python" -m benchmarks.throughput --device cuda --systems plain,auto,vmap,compiled \
     --repeats 3 --seconds 0.5 --out "$out/throughput_cuda.json" || failed=1
+
+timeout 45 "$python" -m benchmarks.convolution --device cuda --repeats 3 --seconds 0.05 \
+    --out "$out/convolution_cuda.json" || failed=1
 
 timeout 90 "$python" -m pytest -q -m gpu 2>&1 | tee "$out/gpu_tests.txt" || failed=1
 
