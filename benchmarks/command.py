@@ -46,7 +46,7 @@ def begin(args: argparse.Namespace) -> dict[str, Any]:
         flush=True,
     )
     if facts["load"] > BUSY:
-        print(f"{facts['load']:.1f} other processes were busy in the last minute: these figures are worth nothing")
+        print(f"{facts['load']:.1f} cores are busy with other work: these figures are worth nothing")
     return facts
 
 

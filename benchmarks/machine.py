@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,12 +23,12 @@ def allocate(choice: str) -> None:
 
 
 def facts(device: torch.device) -> dict[str, Any]:
-    load = os.getloadavg()[0]
+    load = busy_cores()
     sgemm, convolution = sgemm_rate(device) / 1e9, convolution_rate(device) / 1e9
     return {
         "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
         "cores": os.cpu_count(),
-        "load": load,  # processes that were busy before the start, on average of a minute
+        "load": load,  # cores that others keep busy
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
         "python": platform.python_version(),
@@ -36,6 +37,20 @@ def facts(device: torch.device) -> dict[str, Any]:
         "convolution_gflops": convolution,
         "peak_gflops": max(sgemm, convolution),
     }
+
+
+def busy_cores(window: float = 1.0) -> float:
+    """How many cores others use while this process sleeps; elsewhere than on Linux the load of the last minute."""
+    if not Path("/proc/stat").exists():
+        return os.getloadavg()[0]
+
+    def worked() -> float:
+        user, nice, system, _, _, *interrupts = map(int, Path("/proc/stat").read_text().split()[1:9])
+        return (user + nice + system + sum(interrupts)) / os.sysconf("SC_CLK_TCK")
+
+    before = worked()
+    time.sleep(window)
+    return (worked() - before) / window
 
 
 def sgemm_rate(device: torch.device) -> float:

@@ -3,20 +3,30 @@
 from __future__ import annotations
 
 import argparse
-from typing import Any
+from functools import partial
+from statistics import median
+from typing import Any, NamedTuple
 
-from benchmarks import command
+from benchmarks import command, machine
 from benchmarks.figure import Curve, draw
 from benchmarks.machine import resident_mb
-from benchmarks.measure import alone
-from benchmarks.systems import fresh
+from benchmarks.measure import alone, seconds
+from benchmarks.systems import SYSTEMS
 from benchmarks.watched import watched
-from benchmarks.workloads import ON_NOISE, WORKLOADS, config
+from benchmarks.workloads import ON_NOISE, WORKLOADS
+from metarun.device import peak_memory_mb
 
 CHUNK = 4
 TASKS = [4, 8, 16, 32, 64]
 INNER_STEPS = [1, 2, 4, 8, 16]
-BASE = [*ON_NOISE, "data.queries=15", f"chunk={CHUNK}"]  # its activations stand out from the size of torch itself
+BASE = [*ON_NOISE, f"chunk={CHUNK}"]
+LARGE_QUERY = ["data.queries=15"]  # activations that stand out from the size of torch itself
+LARGE_SUPPORT = ["data.shots=10", "data.queries=1", f"train.tasks={2 * CHUNK}"]
+
+
+class Cost(NamedTuple):
+    peak_mb: float
+    step_s: float
 
 
 def main(argv: list[str]) -> None:
@@ -24,25 +34,38 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--steps", type=int, default=10_000, help="of the search for leaks")
     args = parser.parse_args(argv)
     facts = command.begin(args)
-    curves = [peaks(f"chunk {CHUNK}", "train.tasks", TASKS, [], args)]
-    remat = ["algo.remat=false", "algo.remat=true"] if "remat" in config(*BASE)["algo"] else []
-    for option in remat or [""]:
-        label = option or "every inner step kept"
-        curves.append(
-            peaks(label, "algo.inner_steps", INNER_STEPS, [f"train.tasks={2 * CHUNK}", *option.split()], args)
+    costs = {(f"chunk {CHUNK}", "train.tasks"): along("train.tasks", TASKS, LARGE_QUERY, args)}
+    for label, remat in (("all kept", "false"), ("algo.remat=true", "true")):
+        costs[label, "algo.inner_steps"] = along(
+            "algo.inner_steps", INNER_STEPS, [*LARGE_SUPPORT, f"algo.remat={remat}"], args
         )
     left = leak(args)
+    sizes = {"train.tasks": TASKS, "algo.inner_steps": INNER_STEPS}
+    curves = [Curve(axis, label, sizes[axis], [c.peak_mb for c in found]) for (label, axis), found in costs.items()]
     draw(curves, "peak MB", False, args.figure)
-    command.save(args, facts, [curve._asdict() for curve in curves] + [left])
+    rows = [
+        {"label": label, "axis": axis, "sizes": sizes[axis], "costs": [cost._asdict() for cost in found]}
+        for (label, axis), found in costs.items()
+    ]
+    command.save(args, facts, [*rows, left])
 
 
-def peaks(label: str, axis: str, sizes: list[int], extra: list[str], args: argparse.Namespace) -> Curve:
-    """Peak memory at every size, each in a process of its own."""
+def along(axis: str, sizes: list[int], extra: list[str], args: argparse.Namespace) -> list[Cost]:
+    """Peak memory and seconds per meta-step at every size, each in a process of its own."""
     overrides = [*BASE, *extra, f"device={args.device}"]
-    found = [alone(fresh, "vmap", [*overrides, f"{axis}={size}"], args.allocator).peak_mb for size in sizes]
-    points = ", ".join(f"{size}: {mb:.0f}" for size, mb in zip(sizes, found, strict=True))
-    print(f"{label}: peak MB by {axis}: {points} (last / first: {found[-1] / found[0]:.2f})", flush=True)
-    return Curve(axis, label, sizes, found)
+    found = [alone(cost, [*overrides, f"{axis}={size}"], args.allocator) for size in sizes]
+    points = ", ".join(f"{size}: {c.peak_mb:.0f} ({c.step_s:.2f} s)" for size, c in zip(sizes, found, strict=True))
+    print(f"{' '.join(extra)}: peak MB (and a meta-step) by {axis}: {points}", flush=True)
+    return found
+
+
+def cost(overrides: list[str], allocator: str) -> Cost:
+    """To be called in a process of its own."""
+    machine.allocate(allocator)
+    system = SYSTEMS["vmap"](overrides)
+    system.steps(1)
+    taken = [seconds(partial(system.steps, 1), system.device) for _ in range(5)]
+    return Cost(peak_memory_mb(system.device), median(taken))
 
 
 def leak(args: argparse.Namespace) -> dict[str, Any]:

@@ -38,6 +38,10 @@ def ahead(make: Callable[[Item], Any], items: Iterable[Item], device: torch.devi
         return made
 
     pool, begun = ThreadPoolExecutor(1), deque[Future[Any]]()
+    if device.type == "cpu":  # whose cores are all in use: threads beside them would make each other wait
+        threads = torch.get_num_threads()
+        pool.submit(torch.set_num_threads, 1).result()
+        torch.set_num_threads(threads)  # for threads to come, which take the last number that was set
     try:
         for item in items:
             begun.append(pool.submit(begin, item))

@@ -19,7 +19,7 @@ from metarun.types import Algorithm, Draw, Episode, Metrics, Params, Sampler
 
 log = logging.getLogger("metarun")
 
-PIECE = 100  # tasks whose episodes are on the device at a time
+PIECE = 120  # tasks whose episodes are on the device at a time
 
 
 def milestones(steps: int) -> list[int]:

@@ -80,7 +80,7 @@ def sgd(
     def moved(params: Params, support: Batch, step: int) -> tuple[Tensor, ...]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
             slope = gradient(loss, params, names, support, step)
-        return tuple(params[name] - lr * slope[name] for name in names)
+        return tuple(torch.sub(params[name], slope[name], alpha=lr) for name in names)
 
     yield params
     for step in range(steps):

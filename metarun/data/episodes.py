@@ -70,4 +70,4 @@ def pixels(images: Tensor | Mapped, rows: Tensor, turns: Tensor) -> Tensor:
         turns = turns[..., None, None, None]
         chosen = torch.where(turns >= 2, chosen.flip(-2, -1), chosen)
         chosen = torch.where(turns % 2 == 1, chosen.rot90(1, (-2, -1)), chosen)
-    return chosen.float() / 255
+    return chosen.float().div_(255)
