@@ -24,8 +24,6 @@ def recomputed(function: Callable[..., Tensors], *args: Any) -> Tensors:
 class Recomputed(torch.autograd.Function):
     """torch.utils.checkpoint does this with hooks, which vmap does not take."""
 
-    generate_vmap_rule = True
-
     @staticmethod
     def forward(function: Callable[..., Tensors], states: Any, *leaves: Tensor) -> Tensors:
         return function(*leaves)
@@ -37,17 +35,21 @@ class Recomputed(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *slopes: Tensor) -> tuple[Tensor | None, ...]:
-        leaves = ctx.saved_tensors
-        real = [i for i, leaf in enumerate(leaves) if leaf.is_floating_point()]
+        needed = ctx.needs_input_grad[2:]
+        leaves = [t.detach().requires_grad_(need) for t, need in zip(ctx.saved_tensors, needed, strict=True)]
+        with torch.enable_grad(), _drawing_from(*ctx.states):
+            again = ctx.function(*leaves)
+        wanted = [leaf for leaf in leaves if leaf.requires_grad]
+        pulled = iter(torch.autograd.grad(again, wanted, slopes, materialize_grads=True))
+        return None, None, *(next(pulled) if need else None for need in needed)
 
-        def of_real(*some: Tensor) -> Tensors:
-            changed = dict(zip(real, some, strict=True))
-            return ctx.function(*(changed.get(i, leaf) for i, leaf in enumerate(leaves)))
-
-        with _drawing_from(*ctx.states):
-            _, pull, *_ = torch.func.vjp(of_real, *(leaves[i] for i in real))
-        pulled = dict(zip(real, pull(slopes), strict=True))
-        return None, None, *(pulled.get(i) for i in range(len(leaves)))
+    @staticmethod
+    def vmap(
+        info: Any, dims: tuple[int | None, ...], function: Callable[..., Tensors], states: Any, *leaves: Tensor
+    ) -> tuple[Tensors, tuple[int, ...]]:
+        """Beneath vmap, where autograd is itself."""
+        outputs = Recomputed.apply(torch.vmap(function, dims[2:], randomness=info.randomness), states, *leaves)
+        return outputs, (0,) * len(outputs)
 
 
 @contextmanager
