@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -83,3 +84,30 @@ def test_the_arguments_alone_are_kept() -> None:
 
     assert bytes_kept(lambda: recomputed(long, x)) == x.nbytes
     assert bytes_kept(lambda: long(x)) == 20 * x.nbytes
+
+
+class Opaque(torch.autograd.Function):
+    """x -> x, and nobody may ask for its derivative."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor) -> Tensor:
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None: ...
+
+    @staticmethod
+    def backward(ctx: Any, slope: Tensor) -> Tensor:
+        raise AssertionError("this slope is computed for nothing")
+
+
+def test_only_the_slopes_that_are_asked_for_are_computed() -> None:
+    w, x = drawn(TASKS, 4).requires_grad_(), drawn(TASKS, 4, seed=1)
+
+    def scaled(w: Tensor, x: Tensor) -> tuple[Tensor]:
+        return ((w * Opaque.apply(x)).sum(),)
+
+    value = torch.vmap(lambda w, x: recomputed(scaled, w, x)[0])(w, x).sum()
+    assert torch.autograd.grad(value, w)[0].equal(x)
