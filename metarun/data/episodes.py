@@ -63,9 +63,7 @@ class EpisodeSampler:
 
 def pixels(images: Tensor | Mapped, rows: Tensor, turns: Tensor) -> Tensor:
     """The images at `rows`, each turned by 90° `turns` times, as floats in [0, 1]."""
-    if isinstance(images, Mapped):
-        images, rows = images.read(rows), torch.arange(rows.numel(), device=rows.device).view(rows.shape)
-    chosen = images[rows]
+    chosen = images.read(rows).unflatten(0, rows.shape) if isinstance(images, Mapped) else images[rows]
     if chosen.shape[-1] == chosen.shape[-2]:
         turns = turns[..., None, None, None]
         chosen = torch.where(turns >= 2, chosen.flip(-2, -1), chosen)
