@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.gradient import mapped
+from metarun.gradient import mapped, of_each
 
 Tensors = tuple[Tensor, ...]
 
@@ -124,7 +124,7 @@ def _folded(
     """The function on tasks times channels for channels: [B, T*C, H, W] of activations, [T*C] of what a channel has."""
 
     def fold(t: Tensor, dim: int | None) -> Tensor:
-        t = t.expand(tasks, *t.shape) if dim is None else t.movedim(dim, 0)
+        t = of_each(t, dim, tasks)
         channel = min(1, t.ndim - 2)
         return t.movedim(0, channel).flatten(channel, channel + 1)
 

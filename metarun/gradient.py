@@ -70,8 +70,10 @@ class Beneath(torch.autograd.Function):
         own, rest = dims[3 : 3 + count], dims[3 + count :]
         each = torch.vmap(value, in_dims=(*[0] * count, *rest), randomness=info.randomness)
         with torch.enable_grad():  # a view made without is no node of the graph
-            moving = [
-                p.expand(info.batch_size, *p.shape) if dim is None else p.movedim(dim, 0)
-                for p, dim in zip(leaves, own, strict=False)
-            ]
+            moving = [of_each(p, dim, info.batch_size) for p, dim in zip(leaves, own, strict=False)]
         return _slope(lambda moving: each(*moving, *leaves[count:]).sum(), moving, further), (0,) * count
+
+
+def of_each(t: Tensor, dim: int | None, tasks: int) -> Tensor:
+    """What vmap hands to a rule of its own, with the tasks in front: [T, ...]."""
+    return t.expand(tasks, *t.shape) if dim is None else t.movedim(dim, 0)
