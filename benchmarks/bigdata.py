@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from benchmarks import command
-from benchmarks.measure import seconds
+from benchmarks.measure import in_turns
 from benchmarks.session import Session, Silent
 from benchmarks.workloads import MAML
 from metarun.data.cache import cached
@@ -91,23 +91,17 @@ def compared(gb: float, args: argparse.Namespace) -> dict[str, Any]:
     print(f"{len(images.array):,} images of {list(images.shape[1:])} on disk: {size / 1e9:.2f} GB, on {disk.device}")
     print(f"memory free for the page cache: {free / 1e9:.1f} GB. ", end="")
     print("It is emptied before each turn" if args.drop else "--drop would empty it before each turn", flush=True)
-    steps = {}
-    for name, session in sessions.items():
-        session.steps(3)
-        steps[name] = max(1, round(3 * args.seconds / seconds(partial(session.steps, 3), disk.device)))
-    rates: dict[str, list[float]] = {name: [] for name in sessions}
-    for turn in range(args.repeats):
-        for name, session in sessions.items():
-            if args.drop:
-                drop(images)
-            before = read_from_disk()
-            taken = seconds(partial(session.steps, steps[name]), disk.device)
-            rates[name].append(steps[name] * disk.train.tasks / taken)
-            read = (read_from_disk() - before) / 1e6
-            print(f"turn {turn + 1}, from {name}: {rates[name][-1]:.1f} tasks/s, {read:.0f} MB read from the device")
-    ratio = median(rates["disk"]) / median(rates["memory"])
-    print(f"medians: memory {median(rates['memory']):.1f}, disk {median(rates['disk']):.1f} tasks/s: {ratio:.3f} of it")
-    return {"bytes": size, "free_memory": free, "tasks_per_s": rates, "disk_to_memory": ratio}
+    before = partial(drop, images) if args.drop else lambda: None
+    read = read_from_disk()
+    pieces = {name: session.steps for name, session in sessions.items()}
+    taken = in_turns(pieces, args.repeats, args.seconds, disk.device, before)
+    read = read_from_disk() - read
+    rates = {name: [disk.train.tasks / s for s in found] for name, found in taken.items()}
+    middle = {name: median(found) for name, found in rates.items()}
+    ratio = middle["disk"] / middle["memory"]
+    print(f"medians: memory {middle['memory']:.1f}, disk {middle['disk']:.1f} tasks/s: {ratio:.3f} of it")
+    print(f"{read / 1e6:,.0f} MB were read from the device")
+    return {"bytes": size, "free_memory": free, "read": read, "tasks_per_s": rates, "disk_to_memory": ratio}
 
 
 def start(gb: float, name: str, args: argparse.Namespace) -> Session:

@@ -26,9 +26,16 @@ def seconds(work: Callable[[], Any], device: torch.device) -> float:
 
 
 def in_turns(
-    pieces: Mapping[Key, Callable[[int], Any]], repeats: int, target: float, device: torch.device
+    pieces: Mapping[Key, Callable[[int], Any]],
+    repeats: int,
+    target: float,
+    device: torch.device,
+    before: Callable[[], Any] = lambda: None,
 ) -> dict[Key, list[float]]:
-    """Seconds per step of `piece(steps)`, `repeats` times each: A B C, A B C, ... in about `target` seconds each."""
+    """Seconds per step of `piece(steps)`, `repeats` times each: A B C, A B C, ... in about `target` seconds each.
+
+    `before` each of them something can be done that is not timed.
+    """
     steps = {}
     for key, piece in pieces.items():
         seconds(partial(piece, 1), device)  # warm-up
@@ -36,6 +43,7 @@ def in_turns(
     taken: dict[Key, list[float]] = {key: [] for key in pieces}
     for _ in range(repeats):
         for key, piece in pieces.items():
+            before()
             taken[key].append(seconds(partial(piece, steps[key]), device) / steps[key])
     return taken
 
