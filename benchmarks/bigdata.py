@@ -26,10 +26,11 @@ from benchmarks import command
 from benchmarks.measure import in_turns
 from benchmarks.session import Session, Silent
 from benchmarks.workloads import MAML
-from metarun.data.cache import cached
-from metarun.data.images import ImageData, Recipe, split_classes
-from metarun.data.mapped import PIECE, Mapped
-from metarun.device import free_memory
+from metarun.data.draw.source import ImageData, split_classes
+from metarun.data.images.cache import cached
+from metarun.data.images.collection import Recipe
+from metarun.data.images.mapped import PIECE, Mapped
+from metarun.engine.device import free_memory
 
 EACH = 600  # images of a class, as in miniImageNet
 SMALL = 0.1  # GB of the set in memory

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import machine
-from metarun.device import pick
+from metarun.engine.device import pick
 from metarun.errors import UserError
 
 HERE = Path(__file__).parent

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from benchmarks import command
 from benchmarks.measure import in_turns, repeated
-from metarun.device import pick
+from metarun.engine.device import pick
 
 TASKS, FILTERS, STRIDE = 32, 64, 2
 LAYERS = [(1, 28), (64, 14), (64, 7), (64, 4)]  # channels and side of the input

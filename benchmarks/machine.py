@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import seconds
-from metarun.device import keep_freed_memory, linux_memory, peak_memory_mb
+from metarun.engine.device import keep_freed_memory, linux_memory, peak_memory_mb
 
 
 def allocate(choice: str) -> None:

@@ -14,7 +14,7 @@ from benchmarks.measure import alone, seconds
 from benchmarks.systems import SYSTEMS
 from benchmarks.watched import watched
 from benchmarks.workloads import ON_NOISE, WORKLOADS
-from metarun.device import peak_memory_mb
+from metarun.engine.device import peak_memory_mb
 
 CHUNK = 4
 TASKS = [4, 8, 16, 32, 64]

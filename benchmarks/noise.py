@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from metarun.data.images import Collection, ImageData, split_classes
+from metarun.data.draw.source import ImageData, split_classes
+from metarun.data.images.collection import Collection
 
 GROUPS = 4
 

@@ -22,7 +22,7 @@ from metarun.algos.mtl import MultiTask
 from metarun.algos.reptile import Reptile
 from metarun.build import Parts, build
 from metarun.construct import construct
-from metarun.device import peak_memory_mb
+from metarun.engine.device import peak_memory_mb
 from metarun.run import first_params
 from metarun.types import Params
 

@@ -1,4 +1,4 @@
-from metarun.app import main
+from metarun.cli.app import main
 
 if __name__ == "__main__":
     main()

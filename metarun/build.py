@@ -9,11 +9,11 @@ from typing import Any
 
 import torch
 
-from metarun.compiled import check_compiler
 from metarun.construct import construct, prepared, target_of
-from metarun.device import allow_tf32, pick
+from metarun.engine.compile import check_compiler
+from metarun.engine.device import allow_tf32, pick
 from metarun.errors import UserError
-from metarun.net import Net
+from metarun.maths.net import Net
 from metarun.settings import Root, Test, Train, Val, check_bounds
 from metarun.types import Algorithm, Data, Sampler
 

@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarun.distributed import ALONE, Team
-from metarun.functional import Parallel, judge
-from metarun.parallel import within_memory
+from metarun.engine.choice import within_memory
+from metarun.engine.mapping import Parallel
+from metarun.engine.ranks import ALONE, Team
+from metarun.maths.losses import judge
 from metarun.types import Algorithm, Draw, Episode, Metrics, Params, Sampler
 
 log = logging.getLogger("metarun")

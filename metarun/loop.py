@@ -14,12 +14,12 @@ from typing import Any, Protocol
 import torch
 from torch.utils._pytree import tree_leaves
 
-from metarun.ahead import ahead
-from metarun.device import peak_memory_mb, seed_draws
-from metarun.distributed import ALONE, Team
+from metarun.engine.choice import within_memory
+from metarun.engine.device import peak_memory_mb, seed_draws
+from metarun.engine.mapping import Parallel
+from metarun.engine.prefetch import ahead
+from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
-from metarun.functional import Parallel
-from metarun.parallel import within_memory
 from metarun.tracking import checkpoint
 from metarun.types import MetaGradient, Metrics, Params, Sampler
 

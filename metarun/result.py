@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 import metarun
-from metarun.device import peak_memory_mb
-from metarun.norm import BatchNorm
+from metarun.engine.device import peak_memory_mb
+from metarun.maths.norm import BatchNorm
 from metarun.types import Params
 
 if TYPE_CHECKING:

@@ -20,15 +20,15 @@ from torch.utils._pytree import tree_leaves
 
 from metarun import result
 from metarun.build import Config, Parts, build
-from metarun.compiled import Compiled
 from metarun.construct import construct, prepared
-from metarun.device import keep_freed_memory
-from metarun.distributed import ALONE, Lost, Team
+from metarun.engine.choice import by_hand, candidates, fastest
+from metarun.engine.compile import Compiled
+from metarun.engine.device import keep_freed_memory
+from metarun.engine.mapping import Parallel
+from metarun.engine.ranks import ALONE, Lost, Team
 from metarun.errors import UserError
 from metarun.evaluate import PIECE, episodes_hash, evaluate
-from metarun.functional import Parallel
 from metarun.loop import Loop, Plan, State, Stopped, Tracker, load_params
-from metarun.parallel import by_hand, candidates, fastest
 from metarun.tracking import checkpoint
 from metarun.tracking.figures import episode_picture
 from metarun.tracking.jsonl import write_json

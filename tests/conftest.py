@@ -20,11 +20,12 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
-from metarun.app import main
 from metarun.backbones.cnn import CNN
+from metarun.cli.app import main
 from metarun.construct import construct, target_of
-from metarun.data.images import Collection, split_classes
-from metarun.net import Net
+from metarun.data.draw.source import split_classes
+from metarun.data.images.collection import Collection
+from metarun.maths.net import Net
 from metarun.run import Order
 from metarun.types import Algorithm, Batch, Draw, Episode, Head, Heads, Params, Sampler
 

@@ -10,8 +10,9 @@ from torch.utils._pytree import tree_map
 
 import metarun.evaluate
 from metarun.data.sinusoid import SinusoidSampler
+from metarun.engine.mapping import Parallel
 from metarun.evaluate import episodes_hash, evaluate, milestones, summary
-from metarun.functional import Parallel, last
+from metarun.maths.inner import last
 from metarun.types import Episode
 
 LOOP = Parallel("loop", 1)

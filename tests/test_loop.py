@@ -15,11 +15,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metarun import loop as loop_module
-from metarun import schedules
+from metarun.engine.mapping import Parallel
 from metarun.errors import UserError
 from metarun.evaluate import evaluate
-from metarun.functional import Parallel
 from metarun.loop import Loop, Plan, State, Stopped, load_params
+from metarun.optim import schedules
 from metarun.tracking import checkpoint
 
 CPU = torch.device("cpu")

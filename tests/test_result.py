@@ -11,7 +11,7 @@ import torch
 import metarun
 from metarun import result
 from metarun.build import Parts, build
-from metarun.functional import Parallel
+from metarun.engine.mapping import Parallel
 from metarun.loop import State
 from metarun.run import Order
 

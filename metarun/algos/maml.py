@@ -20,8 +20,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metarun.functional import judge, last, sgd
-from metarun.net import Net, width
+from metarun.maths.inner import last, sgd
+from metarun.maths.losses import judge
+from metarun.maths.net import Net, width
 from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params
 
 

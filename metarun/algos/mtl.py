@@ -18,9 +18,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metarun.fit import fit_all, fit_head, read_head, unit_features
-from metarun.functional import judge
-from metarun.net import Net
+from metarun.maths.fit import fit_all, fit_head, read_head, unit_features
+from metarun.maths.losses import judge
+from metarun.maths.net import Net
 from metarun.types import Batch, Heads, Metrics, Outputs, ParallelMap, Params
 
 

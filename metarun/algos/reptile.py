@@ -20,8 +20,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metarun.functional import adam, judge, last, sgd
-from metarun.net import Net
+from metarun.maths.inner import adam, last, sgd
+from metarun.maths.losses import judge
+from metarun.maths.net import Net
 from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params
 
 

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from metarun.errors import UserError
-from metarun.norm import norm_layer
+from metarun.maths.norm import norm_layer
 
 
 class CNN(nn.Module):

@@ -9,7 +9,7 @@ from itertools import pairwise
 
 from torch import Tensor, nn
 
-from metarun.norm import norm_layer
+from metarun.maths.norm import norm_layer
 
 
 class MLP(nn.Module):

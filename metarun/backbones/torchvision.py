@@ -13,7 +13,7 @@ from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metarun.errors import UserError
-from metarun.norm import BatchNorm, FixedNorm, norm_layer
+from metarun.maths.norm import BatchNorm, FixedNorm, norm_layer
 
 IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))  # mean and deviation of red, green, blue
 INPLACE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.Dropout)

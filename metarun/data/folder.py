@@ -11,9 +11,11 @@ from pathlib import Path
 
 import torch
 
-from metarun.data.cache import cached
-from metarun.data.images import ImageData, Recipe, classes_by_name, decode, split_classes
-from metarun.data.mapped import Resident
+from metarun.data.draw.source import ImageData, classes_by_name, split_classes
+from metarun.data.images.cache import cached
+from metarun.data.images.collection import Recipe
+from metarun.data.images.decode import decode
+from metarun.data.images.mapped import Resident
 from metarun.errors import UserError
 
 SPLITS = ("train", "val", "test")

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from metarun.data.cache import cached
-from metarun.data.images import ImageData, Recipe, split_classes
-from metarun.data.mapped import Resident
+from metarun.data.draw.source import ImageData, split_classes
+from metarun.data.images.cache import cached
+from metarun.data.images.collection import Recipe
+from metarun.data.images.mapped import Resident
 from metarun.errors import UserError
 
 VERSION = 1  # of the drawings: raise it when they change, so that caches do not keep the old ones

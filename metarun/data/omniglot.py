@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 
-from metarun.data.cache import cached
-from metarun.data.images import Collection, ImageData, Recipe, classes_by_name, decode, split_classes
-from metarun.data.mapped import Resident
+from metarun.data.draw.source import ImageData, classes_by_name, split_classes
+from metarun.data.images.cache import cached
+from metarun.data.images.collection import Collection, Recipe
+from metarun.data.images.decode import decode
+from metarun.data.images.mapped import Resident
 from metarun.errors import UserError
 
 PARTS = {"images_background": 964, "images_evaluation": 659}  # characters of each

@@ -8,8 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.algos.maml import MAML
-from metarun.functional import Parallel, last
-from metarun.net import Net
+from metarun.engine.mapping import Parallel
+from metarun.maths.inner import last
+from metarun.maths.net import Net
 from metarun.types import Batch, Episode, Params
 
 ALPHA = 0.1

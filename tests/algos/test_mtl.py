@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.functional import Parallel
+from metarun.engine.mapping import Parallel
 from metarun.types import Batch, Params
 
 VMAP = Parallel("vmap", 4)

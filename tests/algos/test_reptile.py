@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.algos.reptile import Reptile
-from metarun.functional import Parallel
-from metarun.net import Net
+from metarun.engine.mapping import Parallel
+from metarun.maths.net import Net
 from metarun.types import Batch, Episode, Params
 
 VMAP = Parallel("vmap", 2)

@@ -10,7 +10,7 @@ from torch.func import functional_call, grad, vmap
 
 from metarun.backbones.cnn import CNN
 from metarun.errors import UserError
-from metarun.norm import BatchNorm, norm_layer
+from metarun.maths.norm import BatchNorm, norm_layer
 
 CONV4 = {"channels": [64] * 4, "stride": 2, "pool": 1, "norm": "batch"}
 TINY = {"channels": [3, 2], "stride": 1, "pool": 2, "norm": "batch"}

@@ -14,7 +14,7 @@ from torch.func import functional_call, vmap
 
 from metarun.backbones.torchvision import IMAGENET, HardSigmoid, TorchVision
 from metarun.errors import UserError
-from metarun.norm import BatchNorm, FixedNorm
+from metarun.maths.norm import BatchNorm, FixedNorm
 
 
 @pytest.fixture

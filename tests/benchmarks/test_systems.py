@@ -13,7 +13,7 @@ from benchmarks import libraries, plain
 from benchmarks.systems import ByHand
 from benchmarks.workloads import WORKLOADS, config
 from metarun.build import build
-from metarun.functional import Parallel
+from metarun.engine.mapping import Parallel
 from metarun.run import first_params
 
 SMALL = {  # the workloads as they are, but narrow, and on noise in place of Omniglot

@@ -11,7 +11,8 @@ import torch
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
-from metarun.data.images import Collection, ImageData
+from metarun.data.draw.source import ImageData
+from metarun.data.images.collection import Collection
 
 PROJECT = Path(__file__).parents[2]
 SHARED = PROJECT.parent / "shared" / "data"

@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from metarun.data.images import ImageData
+from metarun.data.draw.source import ImageData
 from metarun.errors import UserError
 
 Load = Callable[..., ImageData]

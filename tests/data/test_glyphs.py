@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from metarun.data import glyphs as module
+from metarun.data.draw.source import ImageData
 from metarun.data.glyphs import Glyphs, arcs, generate, ink
-from metarun.data.images import Collection, ImageData
+from metarun.data.images.collection import Collection
 from metarun.errors import UserError
 
 CPU = torch.device("cpu")

@@ -17,7 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 from metarun.data import omniglot as module
-from metarun.data.images import ImageData
+from metarun.data.draw.source import ImageData
 from metarun.errors import UserError
 
 Load = Callable[..., ImageData]

@@ -8,12 +8,12 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metarun import schedules
-from metarun.ahead import ahead
 from metarun.build import build
+from metarun.engine.mapping import Parallel
+from metarun.engine.prefetch import ahead
 from metarun.evaluate import episodes_hash, evaluate
-from metarun.functional import Parallel
 from metarun.loop import Loop, Plan, State
+from metarun.optim import schedules
 from metarun.run import Order, run
 
 pytestmark = [

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from metarun.report.command import report
+from metarun.cli.report import report
 from metarun.report.compare import compare
 from metarun.report.interval import mean_t, t_975
 from metarun.report.runs import Missing, Run, find
@@ -251,5 +251,5 @@ def test_an_empty_or_foreign_folder_is_no_run(tmp_path: Path) -> None:
 
 
 def test_it_starts_without_torch_and_matplotlib() -> None:
-    code = "import sys, metarun.report.command; sys.exit(bool({'torch', 'matplotlib', 'hydra'} & set(sys.modules)))"
+    code = "import sys, metarun.cli.report; sys.exit(bool({'torch', 'matplotlib', 'hydra'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

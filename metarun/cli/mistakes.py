@@ -1,0 +1,120 @@
+"""What a mistake is answered with: one line that names the key and the remedy; a bug keeps its traceback."""
+
+from __future__ import annotations
+
+import errno
+import re
+import shlex
+import signal
+import sys
+import traceback
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf.errors import OmegaConfBaseException
+
+from metarun.construct import nearest
+from metarun.engine.ranks import Lost, local_rank
+from metarun.errors import UserError
+
+USERS, BUG = 2, 1  # exit codes
+DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT, errno.EEXIST}
+
+
+def tell(error: Exception, conf: Path, prefix: str = "") -> int:
+    """Prints what went wrong and returns the exit code."""
+    line = explain(error, conf)
+    if line is None:
+        traceback.print_exception(error)
+        print(f"metarun: {prefix}{type(error).__name__}: {error} (a bug: its traceback is above)", file=sys.stderr)
+        return BUG
+    print(f"metarun: {prefix}{' '.join(line.split())}", file=sys.stderr)
+    return USERS
+
+
+def tell_stopped(stopped: KeyboardInterrupt, sweep: bool) -> int:
+    """Says how to go on, and returns the exit code of a process that a signal ended."""
+    number = getattr(stopped, "signal", signal.SIGINT)
+    folder = getattr(stopped, "folder", None)
+    rest = "; the jobs after it did not run" if folder and sweep else ""
+    sender = "Ctrl-C" if number == signal.SIGINT else "SIGTERM"
+    if sender == "SIGTERM" and local_rank() is not None and getattr(stopped, "at_once", True):
+        sender += ", which torchrun also sends when another rank has ended"
+    print(f"metarun: stopped by {sender}. {_to_go_on(folder)}{rest}", file=sys.stderr)
+    return 128 + number
+
+
+def _to_go_on(folder: Path | None) -> str:
+    if folder is None:
+        return "Nothing was saved yet."
+    here = Path.cwd()
+    place = folder.relative_to(here) if folder.is_relative_to(here) else folder
+    return f"To go on: metarun {shlex.quote(f'resume={place}')}"
+
+
+def explain(error: BaseException, conf: Path) -> str | None:
+    """One line for a user's mistake, None for a bug."""
+    if told := _user_error(error):
+        return f"{told} {_to_go_on(told.folder)}" if isinstance(told, Lost) else str(told)
+    if isinstance(error, ConfigCompositionException | OmegaConfBaseException | HydraException):
+        return _composition(error, conf)
+    if isinstance(error, yaml.YAMLError):
+        return f"a YAML file cannot be read: {error}. Mend it."
+    if isinstance(error, BrokenPipeError):
+        return "who read the output went away, so the run ended. Send the output to a file, or let it be read."
+    if isinstance(error, OSError) and (error.errno in DISK or _of_mkdir(error)):
+        remedy = "Free some space, or name another folder with hydra.run.dir=DIR."
+        return f"cannot write {error.filename or 'a file'}: {error.strerror}. {remedy}"
+    return None
+
+
+def _user_error(error: BaseException | None) -> UserError | None:
+    """What was meant for the user, also where Hydra wrapped it."""
+    while error is not None and not isinstance(error, UserError):
+        error = error.__cause__
+    return error
+
+
+def _of_mkdir(error: OSError) -> bool:
+    """/proc and the like answer "no such file" to who makes a folder there."""
+    return traceback.extract_tb(error.__traceback__)[-1].name == "mkdir"
+
+
+def _composition(error: BaseException, conf: Path) -> str:
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        group, _, choice = str(error.missing_cfg_file).rpartition("/")
+        return f"{group}={choice}: there is no such {group}.{nearest(choice, error.options or [])}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read. A value with brackets, commas or = in it wants quotes: 'key=\"a,b\"'."
+    text = str(error).strip()
+    if found := re.search(r"Could not (?:override|delete|append) '([^']+)'", text):
+        key = found[1].split("@")[0]
+        known = _keys(conf)
+        if key in known:
+            return f"{key} is a key of other choices than these. Leave it out, or choose another {key.split('.')[0]}."
+        return f"{key} is no key of the config.{nearest(key, known)}"
+    if found := re.match(r"Ambiguous value for argument '([^']+)'", text):
+        return f"{found[1]} is several values. Add -m to run each, or write a list in brackets."
+    return text
+
+
+def _keys(conf: Path) -> list[str]:
+    """All keys that the defaults and each choice of each group offer."""
+    keys = {group.name for group in conf.iterdir() if group.is_dir()}
+    for file in conf.rglob("*.yaml"):
+        text = file.read_text(encoding="utf-8")
+        top = file.parent == conf or "@package _global_" in text
+        keys |= set(_flat(yaml.safe_load(text) or {}, "" if top else f"{file.parent.name}."))
+    return sorted(key for key in keys if not key.startswith(("hydra.", "defaults")))
+
+
+def _flat(section: dict[str, Any], prefix: str) -> Iterator[str]:
+    for key, value in section.items():
+        if isinstance(value, dict):
+            yield f"{prefix}{key}"
+            yield from _flat(value, f"{prefix}{key}.")
+        elif not str(key).startswith("_"):
+            yield f"{prefix}{key}"

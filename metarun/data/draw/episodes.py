@@ -1,0 +1,58 @@
+"""Fresh N-way K-shot tasks from the classes of a split, drawn by index arithmetic on the device."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metarun.data.draw.split import ClassSplit, pixels
+from metarun.data.images.mapped import Mapped
+from metarun.types import Batch, Draw, Episode, Head, Heads
+
+
+@dataclass(frozen=True)
+class EpisodeSampler:
+    """Rows of a support or query set go shot by shot: each N consecutive rows hold one image of every way."""
+
+    images: Tensor | Mapped  # uint8 [M, C, H, W]
+    split: ClassSplit
+    ways: int
+    shots: int
+    queries: int
+    fingerprint: str
+
+    @property
+    def heads(self) -> Heads:
+        return {"class": Head("class", self.ways)}
+
+    @property
+    def from_disk(self) -> bool:
+        return isinstance(self.images, Mapped)
+
+    def draw(self, tasks: int, generator: torch.Generator) -> Draw:
+        """Classes [T, N] without repetition, and K+Q images of each [T, K+Q, N] without repetition."""
+        classes, longest = self.split.rows.shape
+        device = generator.device
+        lots = torch.rand(tasks, classes, generator=generator, device=device)
+        ways = lots.topk(self.ways, dim=1).indices
+        lots = torch.rand(tasks, self.ways, longest, generator=generator, device=device)
+        absent = torch.arange(longest, device=device) >= self.split.counts.to(device)[ways, None]
+        drawn = lots.masked_fill(absent, -1).topk(self.shots + self.queries, dim=2).indices
+        return {"class": ways, "image": drawn.transpose(1, 2)}
+
+    def gather(self, draw: Draw) -> Episode:
+        ways = draw["class"].to(self.images.device)[:, None, :].expand_as(draw["image"])  # [T, K+Q, N]
+        rows = self.split.rows[ways, draw["image"].to(self.images.device)]
+        x = pixels(self.images, rows, self.split.turns[ways])
+        y = torch.arange(self.ways, device=x.device).expand(x.shape[:3])
+        return Episode(
+            *(
+                Batch(part_x.flatten(1, 2), {"class": part_y.flatten(1, 2)})
+                for part_x, part_y in (
+                    (x[:, : self.shots], y[:, : self.shots]),
+                    (x[:, self.shots :], y[:, self.shots :]),
+                )
+            )
+        )

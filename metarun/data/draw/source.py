@@ -1,0 +1,112 @@
+"""Images dealt to splits by class, and the ways to draw tasks from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from metarun.data.draw.episodes import EpisodeSampler
+from metarun.data.draw.split import ClassSplit
+from metarun.data.draw.tasks import TaskSampler
+from metarun.data.images.collection import Collection
+from metarun.data.images.mapped import Mapped, Resident, placed
+from metarun.errors import UserError
+
+
+@dataclass(frozen=True)
+class ImageData:
+    name: str
+    images: Tensor | Mapped  # uint8 [M, C, H, W]
+    splits: Mapping[str, ClassSplit]
+    fingerprint: str
+    protocol: dict[str, Any]  # what a reader of results must know: split, rotations
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+    def to(self, device: torch.device, resident: Resident) -> ImageData:
+        moved = {name: split.to(device) for name, split in self.splits.items()}
+        return replace(self, images=placed(self.images, device, resident), splits=moved)
+
+    def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> EpisodeSampler:
+        """Tasks of one split; `section` is the part of the config where a number that cannot be is mended."""
+        for key, value in (("ways", ways), ("shots", shots), ("queries", queries)):
+            if value < 1:
+                raise UserError(f"data.{key}={value} must be at least 1. Raise it.")
+        chosen = self.splits[split]
+        classes, needed = len(chosen.counts), shots + queries
+        if ways > classes:
+            raise UserError(
+                f"data.ways={ways} is more than the {classes} classes of {self.name}'s {split} split. Lower it."
+            )
+        fewest = int(chosen.counts.min())
+        if needed > fewest:
+            uneven = fewest < int(chosen.counts.max())
+            owner = f"{self.name}'s class {chosen.names[int(chosen.counts.argmin())]}" if uneven else self.name
+            raise UserError(
+                f"{section}.shots={shots} with {section}.queries={queries} needs {needed} images per class; "
+                f"{owner} has {fewest}. Lower one of them."
+            )
+        return EpisodeSampler(self.images, chosen, ways, shots, queries, self._fingerprint(chosen))
+
+    def _fingerprint(self, split: ClassSplit) -> str:
+        """Of the content and of what a draw's indices mean: another split seed is another set of episodes."""
+        content = hashlib.sha256(self.fingerprint.encode())
+        for part in (split.rows, split.counts, split.turns):
+            content.update(part.cpu().contiguous().numpy().data)
+        return f"sha256:{content.hexdigest()}"
+
+    def tasks(self, by: str, shots: int) -> TaskSampler:
+        return TaskSampler.build(self.images, self.splits["train"], by, shots, self.fingerprint)
+
+
+def classes_by_name(listed: Sequence[tuple[str, str]], names: Sequence[str], source: object) -> dict[str, list[int]]:
+    """The classes that a user's lists deal to splits, as (split, class) pairs; `source` names the lists."""
+    index = {name: c for c, name in enumerate(names)}
+    classes: dict[str, list[int]] = {}
+    seen: set[str] = set()
+    for split, name in listed:
+        if name not in index:
+            raise UserError(f"{source} puts the class {name} into {split}, but there is no such class. Mend it.")
+        if name in seen:
+            raise UserError(f"{source} names the class {name} twice; splits share no class. Remove one.")
+        seen.add(name)
+        classes.setdefault(split, []).append(index[name])
+    return classes
+
+
+def split_classes(
+    name: str,
+    collection: Collection,
+    classes: Mapping[str, Sequence[int]],
+    turned: Mapping[str, bool],
+    protocol: dict[str, Any],
+) -> ImageData:
+    """Deals a collection's classes to splits; where `turned`, each counts four times, by quarter turns."""
+    splits = {
+        split: _class_split(collection, torch.tensor(list(chosen)), 4 if turned[split] else 1)
+        for split, chosen in classes.items()
+    }
+    return ImageData(name, collection.images, splits, collection.fingerprint, protocol)
+
+
+def _class_split(collection: Collection, chosen: Tensor, turns: int) -> ClassSplit:
+    order = collection.labels.argsort(stable=True)
+    counts = torch.bincount(collection.labels, minlength=len(collection.names))
+    starts = counts.cumsum(0) - counts
+    longest = int(counts[chosen].max())
+    place = torch.arange(longest)
+    padded = torch.where(place < counts[chosen, None], starts[chosen, None] + place, 0)
+    return ClassSplit(
+        rows=order[padded].repeat(turns, 1),
+        counts=counts[chosen].repeat(turns),
+        turns=torch.arange(turns).repeat_interleave(len(chosen)),
+        names=tuple(collection.names[c] for c in chosen.tolist()) * turns,
+        groups=tuple(collection.groups[c] for c in chosen.tolist()) * turns,
+    )

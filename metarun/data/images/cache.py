@@ -1,0 +1,136 @@
+"""Decoded images on disk: a data set opens its files once, and later runs read or map one array."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import logging
+import math
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from metarun.data.images.collection import Collection, Recipe
+from metarun.data.images.mapped import SHARE, Mapped
+from metarun.engine.device import free_memory
+from metarun.errors import UserError
+
+FORMAT = 1
+LARGE = 2**30  # bytes: to read all of more than that at each start takes too long
+CPU = torch.device("cpu")
+
+log = logging.getLogger(__name__)
+
+
+def cached(name: str, key: dict[str, Any], make: Callable[[], Recipe]) -> Collection:
+    """The collection that `make` describes, from disk where an entry of this key is whole."""
+    text = json.dumps({"format": FORMAT, "name": name, **key}, sort_keys=True)
+    entry = _folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    found = _read(entry, text)
+    if found is not None:
+        return found
+    try:
+        return _write(entry, text, make())
+    except OSError as error:
+        if (found := _read(entry, text)) is not None:  # a twin process was first
+            return found
+        recipe = make()
+        _check_memory(recipe, f"{entry} cannot be written ({error})")
+        log.warning("%s cannot be written (%s): the images are decoded again next time.", entry, error)
+        return recipe.in_memory()
+
+
+def _check_memory(recipe: Recipe, reason: str) -> None:
+    if _bytes(recipe) > SHARE * free_memory(CPU):
+        raise UserError(
+            f"{reason}, and {_bytes(recipe) / 1e9:.1f} GB of images are too many for memory. "
+            "Make room for them, or name another folder in METARUN_CACHE."
+        )
+
+
+def _bytes(recipe: Recipe) -> int:
+    return len(recipe.labels) * math.prod(recipe.shape)
+
+
+def _folder() -> Path:
+    if own := os.environ.get("METARUN_CACHE"):
+        return Path(own).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "metarun"
+
+
+def _read(entry: Path, text: str) -> Collection | None:
+    try:
+        if not entry.is_dir():
+            return None
+        manifest = json.loads((entry / "manifest.json").read_text(encoding="utf-8"))
+        images = _mapped(entry, entry)
+        labels = torch.tensor(manifest["labels"], dtype=torch.int64)
+        names, groups = tuple(manifest["names"]), tuple(manifest["groups"])
+        if manifest["key"] == text:
+            if images.array.nbytes > LARGE and manifest.get("written") == _written(entry):
+                return Collection(images, labels, names, groups, manifest["fingerprint"])
+            found = Collection.of(images, labels, names, groups)
+            if manifest["fingerprint"] == found.fingerprint:
+                return found
+        reason = "its content does not match its manifest"
+    except FileNotFoundError:
+        reason = "a file is missing"
+    except Exception as error:  # whatever is wrong with it, the remedy is the same
+        reason = " ".join(str(error).split()) or type(error).__name__
+    log.warning("The cache entry %s is damaged (%s): it is built anew.", entry, reason)
+    return None
+
+
+def _mapped(folder: Path, entry: Path) -> Mapped:
+    return Mapped(np.load(folder / "images.npy", mmap_mode="r"), entry / "images.npy", CPU)
+
+
+def _written(folder: Path) -> int:
+    """When: a file that was touched since is not taken at its word."""
+    return (folder / "images.npy").stat().st_mtime_ns
+
+
+def _write(entry: Path, text: str, recipe: Recipe) -> Collection:
+    """Writes beside the entry, then renames: whoever reads meanwhile sees a whole entry or none."""
+    fresh = entry.with_name(f".{entry.name}.{uuid.uuid4().hex}")
+    stale = fresh.with_name(f"{fresh.name}.stale")
+    try:
+        fresh.mkdir(parents=True)
+        _write_images(fresh / "images.npy", recipe)
+        images = _mapped(fresh, entry)
+        made = Collection.of(images, recipe.labels, recipe.names, recipe.groups)
+        manifest = {
+            "key": text,
+            "fingerprint": made.fingerprint,
+            "labels": made.labels.tolist(),
+            "names": made.names,
+            "groups": made.groups,
+            "written": _written(fresh),
+        }
+        (fresh / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+        # A folder with files in it cannot be renamed over: the old entry, damaged or a twin, steps aside.
+        if entry.exists():
+            entry.rename(stale)
+        fresh.rename(entry)
+        return made
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(stale, ignore_errors=True)
+
+
+def _write_images(path: Path, recipe: Recipe) -> None:
+    """Piece by piece. Room for all of them is asked for first: to decode them may take hours."""
+    if _bytes(recipe) > shutil.disk_usage(path.parent).free:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(recipe.labels), *recipe.shape)}
+    with path.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for piece in recipe.pieces:
+            file.write(piece.contiguous().numpy().data)

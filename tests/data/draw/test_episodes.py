@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor
+
+from metarun.data.draw.episodes import EpisodeSampler
+from metarun.data.draw.source import ImageData, split_classes
+from metarun.data.draw.split import pixels
+from metarun.data.images.collection import Collection
+
+Numbered = Callable[..., Collection]
+
+
+def sampler(collection: Collection, ways: int, shots: int, queries: int, turned: bool = False) -> EpisodeSampler:
+    everything = {"train": range(len(collection.names))}
+    data = split_classes("numbers", collection, everything, {"train": turned}, {})
+    return data.episodes("train", ways, shots, queries)
+
+
+def seeded(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def numbers(x: Tensor) -> Tensor:
+    """The images' numbers, which they show in every pixel."""
+    return (x[..., 0, 0, 0] * 255).round().long()
+
+
+def uniform(counts: Tensor) -> bool:
+    """χ² within five standard deviations of its mean."""
+    freedom, expected = len(counts) - 1, counts.sum() / len(counts)
+    return bool(((counts - expected) ** 2 / expected).sum() < freedom + 5 * (2 * freedom) ** 0.5)
+
+
+def test_shapes_and_rows_go_shot_by_shot(numbered: Numbered) -> None:
+    drawn = sampler(numbered([7] * 6), ways=4, shots=3, queries=2)
+    support, query = drawn.gather(drawn.draw(5, seeded()))
+    assert support.x.shape == (5, 12, 1, 3, 3) and query.x.shape == (5, 8, 1, 3, 3)
+    assert support.x.dtype == torch.float32 and query.y["class"].dtype == torch.int64
+    assert support.y["class"].equal(torch.arange(4).repeat(3).expand(5, 12))
+    assert query.y["class"].equal(torch.arange(4).repeat(2).expand(5, 8))
+    assert drawn.heads["class"].size == 4
+
+
+def test_an_episode_repeats_no_class_and_no_image(numbered: Numbered) -> None:
+    counts = [3, 9, 5, 20, 4, 7, 3, 3]
+    collection = numbered(counts)
+    drawn = sampler(collection, ways=5, shots=2, queries=1)
+    support, query = drawn.gather(drawn.draw(500, seeded()))
+    images = torch.cat([numbers(support.x), numbers(query.x)], dim=1)  # [T, N*(K+Q)]
+    assert all(len(set(row)) == 15 for row in images.tolist())
+    classes = collection.labels[images].view(500, 3, 5)
+    assert (classes == classes[:, :1]).all()  # a way is one class, in support and query
+    assert all(len(set(row)) == 5 for row in classes[:, 0].tolist())
+
+
+def test_unequal_classes_never_draw_their_padding(numbered: Numbered) -> None:
+    # Padding points at image 0, which is class 0's: were it drawn, another class's way would show a 0.
+    collection = numbered([2, 2, 30, 2, 17])
+    drawn = sampler(collection, ways=5, shots=1, queries=1)
+    draw = drawn.draw(400, seeded())
+    assert (draw["image"] < drawn.split.counts[draw["class"]][:, None]).all()
+    images = numbers(drawn.gather(draw).support.x)
+    assert collection.labels[images].equal(draw["class"])
+
+
+def test_every_class_and_every_image_is_drawn_alike(numbered: Numbered) -> None:
+    collection = numbered([8] * 12)
+    drawn = sampler(collection, ways=3, shots=2, queries=2)
+    episode = drawn.gather(drawn.draw(3000, seeded()))
+    for part in episode:
+        images = numbers(part.x).flatten()
+        assert uniform(torch.bincount(images, minlength=96).float())
+        assert uniform(torch.bincount(collection.labels[images], minlength=12).float())
+    first = collection.labels[numbers(episode.support.x)[:, 0]]
+    assert uniform(torch.bincount(first, minlength=12).float())  # no class prefers a label
+
+
+def test_turned_classes_are_drawn_alike(numbered: Numbered) -> None:
+    drawn = sampler(numbered([4] * 5), ways=3, shots=1, queries=1, turned=True)
+    classes = drawn.draw(3000, seeded())["class"].flatten()
+    assert uniform(torch.bincount(classes, minlength=20).float())
+
+
+def test_the_same_seed_draws_the_same_episodes_whatever_else_happens(numbered: Numbered) -> None:
+    drawn = sampler(numbered([7] * 6), ways=4, shots=3, queries=2)
+    torch.manual_seed(1)
+    state = torch.get_rng_state()
+    one = drawn.draw(5, seeded(3))
+    assert torch.get_rng_state().equal(state)
+    torch.manual_seed(2)
+    other = drawn.draw(5, seeded(3))
+    assert all(one[key].equal(other[key]) for key in one)
+    assert not drawn.draw(5, seeded(4))["image"].equal(one["image"])
+
+
+def test_a_generator_goes_on_where_it_stopped(numbered: Numbered) -> None:
+    drawn = sampler(numbered([7] * 6), ways=4, shots=3, queries=2)
+    generator = seeded()
+    drawn.draw(5, generator)
+    state = generator.get_state()
+    after = drawn.draw(5, generator)
+    again = drawn.draw(5, torch.Generator().set_state(state))
+    assert all(after[key].equal(again[key]) for key in after)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_turned_pixels_are_rot90_of_the_image(channels: int) -> None:
+    images = torch.randint(0, 256, (10, channels, 6, 6), generator=seeded()).byte()
+    rows = torch.randint(0, 10, (4, 7), generator=seeded())
+    turns = torch.arange(28).view(4, 7) % 4
+    x = pixels(images, rows, turns)
+    assert x.shape == (4, 7, channels, 6, 6)
+    for t in range(4):
+        for r in range(7):
+            whole = torch.rot90(images[rows[t, r]], int(turns[t, r]), (-2, -1))
+            assert x[t, r].equal(whole.float() / 255)
+
+
+def test_oblong_images_are_taken_as_they_are() -> None:
+    images = torch.randint(0, 256, (4, 1, 2, 5), generator=seeded()).byte()
+    assert pixels(images, torch.tensor([2, 0]), torch.zeros(2).long()).equal(images[[2, 0]].float() / 255)
+
+
+def test_gather_turns_the_classes_that_are_turned() -> None:
+    images = torch.randint(0, 256, (4, 1, 5, 5), generator=seeded()).byte()
+    collection = Collection.of(images, torch.tensor([0, 0, 1, 1]), ("a", "b"), ("all",) * 2)
+    drawn = sampler(collection, ways=8, shots=1, queries=1, turned=True)
+    draw = drawn.draw(3, seeded())
+    support, query = drawn.gather(draw)
+    for t in range(3):
+        for way, c in enumerate(draw["class"][t].tolist()):
+            pair = torch.stack([support.x[t, way], query.x[t, way]]) * 255
+            turned = torch.rot90(images[2 * (c % 2) : 2 * (c % 2) + 2], c // 2, (-2, -1)).float()
+            assert torch.allclose(pair, turned) or torch.allclose(pair, turned.flip(0))
+
+
+def test_real_omniglot_gives_sound_episodes(omniglot: Callable[..., ImageData]) -> None:
+    data = omniglot()
+    drawn = data.episodes("train", 20, 5, 15)
+    draw = drawn.draw(4, seeded())
+    assert all(len(set(row)) == 20 for row in draw["class"].tolist())
+    episode = drawn.gather(draw)
+    assert episode.support.x.shape == (4, 100, 1, 28, 28) and episode.query.x.shape == (4, 300, 1, 28, 28)
+    assert 0.05 < float(episode.support.x.mean()) < 0.15

@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from metarun.algos.maml import MAML
+from metarun.engine.compile import Compiled, check_compiler
+from metarun.engine.mapping import Parallel
+from metarun.errors import UserError
+from metarun.maths.net import Net
+from metarun.types import Episode
+
+
+@pytest.mark.parametrize("name", ["maml", "reptile", "mtl"])
+def test_tracing_changes_no_meta_gradient(case: Callable[..., Any], name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "compile", lambda program, dynamic: program)
+    found = case(name, "batch")
+    generator = torch.Generator().manual_seed(0)
+    program = Compiled(found.algo)
+    for tasks, parallel in ((4, Parallel("vmap", 2)), (4, Parallel("vmap", 4)), (3, Parallel("vmap", 2))) * 2:
+        sample = found.sampler.gather(found.sampler.draw(tasks, generator))
+        slope, metrics = program.meta_grad(found.params, sample, parallel)
+        expected, scores = found.algo.meta_grad(found.params, sample, parallel)
+        assert slope.keys() == expected.keys() and metrics.keys() == scores.keys()
+        for key, value in expected.items():
+            assert torch.allclose(slope[key], value, rtol=1e-9, atol=1e-12), key
+    assert len(program.programs) == 3
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
+def test_compiling_changes_a_meta_gradient_by_rounding_only(linear_net: Net, points: Episode) -> None:
+    algo = MAML(linear_net, 0.1, 1, first_order=False, inner_loss="mean", adapt_norm=True, remat=False)
+    params = linear_net.init(torch.Generator().manual_seed(0))
+    params = {name: p.double() for name, p in params.items()}
+    slope, _ = Compiled(algo).meta_grad(params, points, Parallel("vmap", 3))
+    expected, _ = algo.meta_grad(params, points, Parallel("vmap", 3))
+    assert all(torch.allclose(slope[name], value, rtol=1e-9) for name, value in expected.items())
+
+
+def test_without_a_compiler_it_is_said_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(UserError, match=r"compile=true needs a C\+\+ compiler"):
+        check_compiler(torch.device("cpu"))
