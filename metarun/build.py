@@ -1,97 +1,146 @@
-"""The parts of a run, built from its config."""
+"""The parts of a run, built from its job. Behind this door there is no config."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import inspect
+from bisect import bisect_right
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from metarun.construct import construct, prepared, target_of
-from metarun.engine.compile import check_compiler
+from metarun.engine.compile import Compiled, check_compiler
 from metarun.engine.device import allow_tf32, pick
 from metarun.errors import UserError
+from metarun.evaluate import Exam, milestones
 from metarun.maths.net import Net
-from metarun.settings import Root, Test, Train, Val, check_bounds
-from metarun.types import Algorithm, Data, Sampler
+from metarun.settings import Job
+from metarun.types import Algorithm, Data, MetaGradient, Optimizer, Sampler
 
-Config = Mapping[str, Any]
+BY_BUILD = ("trains_on", "phases")  # keys of algo that are read here
 
 
 @dataclass(frozen=True)
 class Parts:
     """All that a run needs, ready to train and to test."""
 
-    root: Root
-    train: Train
-    val: Val
-    test: Test
     device: torch.device
-    ways: int
     data: Data
     test_data: Data
-    net: Net
-    algo: Algorithm
-    eval_algo: Algorithm  # the same without dropout
+    algo: Callable[[int], Algorithm]  # in force at a step, with the heads that it trains on
+    trained: Callable[[int], MetaGradient]  # the same as it is run: compiled where that is asked for
+    tested: Callable[[int], Algorithm]  # with the heads that it is tested on
     sampler: Sampler
-    val_sampler: Sampler
-    test_sampler: Sampler
+    val: Exam
+    test: Exam
+    optimizer: Callable[[list[Tensor]], Optimizer]
+    factor: Callable[[int, int], float]  # of the learning rate
 
 
-def build(config: Config, test_data: Config | None) -> Parts:
-    """`test_data` is the section of another data set for the meta-test, where there is one."""
-    check_bounds(config)
-    root = construct({k: v for k, v in config.items() if not isinstance(v, dict)}, "", Root)
-    train, val, test = (construct(config[s.__name__.lower()], s.__name__.lower(), s) for s in (Train, Val, Test))
-    device = construct(config["device"], "device", pick)
+def build(job: Job) -> Parts:
+    root, sections = job.root, job.sections
+    device = construct(sections["device"], "device", pick)
     allow_tf32(root.precision == "tf32")
     if root.compile:
         check_compiler(device)
-    data, other = _load(config, test_data, device)
-    kind = target_of(config["algo"], "algo")
-    test_sampler = other.episodes("test", *_of_task(config, "test"))
-    if kind.trains_on == "episodes":
-        sampler, given = data.episodes("train", *_of_task(config, "train")), {}
-    else:
-        sampler = data.tasks(kind.trains_on, train.shots)
-        given = {"task_heads": sampler.heads}
-    make_trunk = partial(prepared(config["backbone"], "backbone", "shape"), shape=data.shape)
-    net = Net.build(make_trunk, test_sampler.heads, root.norm_stats, root.precision == "bf16")
+    data, other = _load(job, device)
+    sampler = _training(job, data)
+    steps = job.test.adapt_steps
+    test = _exam(job, other, "test", job.test.tasks, job.test.seed, milestones(steps))
+    make_trunk = partial(prepared(sections["backbone"], "backbone", "shape"), shape=data.shape)
+    net = Net.build(make_trunk, sampler.heads, root.norm_stats, root.precision == "bf16").to(device)
+    algo = _by_phase(job, net)
     return Parts(
-        root=root,
-        train=train,
-        val=val,
-        test=test,
         device=device,
-        ways=config["data"]["ways"],
         data=data,
         test_data=other,
-        net=net,
-        algo=construct(config["algo"], "algo", net=net, **given),
-        eval_algo=construct(config["algo"], "algo", net=net.eval(), **given),
+        algo=algo,
+        trained=_compiled(algo) if root.compile else algo,
+        tested=_by_phase(job, net.testing(test.sampler.heads)),
         sampler=sampler,
-        val_sampler=data.episodes("val", *_of_task(config, "test")),
-        test_sampler=test_sampler,
+        val=_exam(job, data, "val", job.val.tasks, job.val.seed, [steps]),
+        test=test,
+        optimizer=lambda params: construct(sections["optim"], "optim", params=params),
+        factor=prepared(sections["schedule"], "schedule", "step", "steps"),
     )
 
 
-def _of_task(config: Config, section: str) -> tuple[int, int, int, str]:
-    """Ways, shots, queries, and the section that they were set in."""
-    data, own = config["data"], config[section]
-    inherited = all(own[key] == data[key] for key in ("shots", "queries"))
-    return data["ways"], own["shots"], own["queries"], "data" if inherited else section
-
-
-def _load(config: Config, test_data: Config | None, device: torch.device) -> tuple[Data, Data]:
-    data = construct(config["data"], "data").load(device)
-    if test_data is None:
+def _load(job: Job, device: torch.device) -> tuple[Data, Data]:
+    """The data set that is trained on, and the one that is tested on."""
+    data = construct(job.sections["data"], "data").load(device)
+    if job.test_data is None:
         return data, data
-    other = construct(test_data, "test.data").load(device)
+    other = construct(job.test_data, "test.data").load(device)
     if other.shape != data.shape:
         raise UserError(
-            f"test.data={config['test']['data']} has inputs of shape {list(other.shape)}, the training data "
+            f"test.data={job.test.data} has inputs of shape {list(other.shape)}, the training data "
             f"{list(data.shape)}: a meta-test across data sets needs the same."
         )
     return data, other
+
+
+def _training(job: Job, data: Data) -> Sampler:
+    """Draws what the algorithm trains on: the first of its ways that the data set offers."""
+    named = job.sections["algo"].get("trains_on", "episodes")
+    wanted = [named] if isinstance(named, str) else list(named)
+    by = next((way for way in wanted if way in data.offers), None)
+    if by is None:
+        raise UserError(
+            f"algo.trains_on={','.join(map(str, wanted))}: data={job.choices['data']} offers "
+            f"{', '.join(data.offers)}. Take another data set or algorithm."
+        )
+    train = job.train
+    if by == "episodes":
+        return data.episodes("train", train.ways, train.shots, train.queries, job.owner("train"))
+    return data.tasks(by, train.shots)
+
+
+def _exam(job: Job, data: Data, split: str, tasks: int, seed: int, marks: list[int]) -> Exam:
+    """Fixed episodes, drawn on the CPU, where a seed means the same on every machine."""
+    test = job.test
+    sampler = data.episodes(split, test.ways, test.shots, test.queries, job.owner("test"))
+    return Exam(sampler, sampler.draw(tasks, torch.Generator().manual_seed(seed)), test.adapt_steps, marks)
+
+
+def _by_phase(job: Job, net: Net) -> Callable[[int], Algorithm]:
+    """The algorithm in force at a step: from each step that `algo.phases` names on, with other keys."""
+    section = {key: value for key, value in job.sections["algo"].items() if key not in BY_BUILD}
+    phases: Mapping[Any, Mapping[str, Any]] = job.sections["algo"].get("phases") or {}
+    for step in phases:
+        if not isinstance(step, int) or step < 1:
+            raise UserError(f"algo.phases.{step}: a phase begins at a step, a whole number of 1 or more. Mend it.")
+    given = {"net": net, **_balance(job)}
+    starts, algos = [0], [construct(section, "algo", **given)]
+    for step, changes in sorted(phases.items()):
+        section = {**section, **changes}
+        starts.append(step)
+        algos.append(construct(section, f"algo.phases.{step}", **given))
+    return lambda step: algos[bisect_right(starts, step) - 1]
+
+
+def _balance(job: Job) -> dict[str, Any]:
+    """The balance, for an algorithm that takes one."""
+    takes = "balance" in inspect.signature(target_of(job.sections["algo"], "algo")).parameters
+    section = job.sections.get("balance")
+    if section and not takes:
+        raise UserError(
+            f"balance={job.choices['balance']}: algo={job.choices['algo']} has no losses to weigh. Leave balance out."
+        )
+    if takes and not section:
+        raise UserError(f"algo={job.choices['algo']} weighs several losses: name a balance, as balance=equal.")
+    return {"balance": construct(section, "balance")} if section else {}
+
+
+def _compiled(algo: Callable[[int], Algorithm]) -> Callable[[int], MetaGradient]:
+    """Each phase's algorithm compiled, once."""
+    programs: dict[int, Compiled] = {}
+
+    def at(step: int) -> Compiled:
+        found = algo(step)
+        return programs.setdefault(id(found), Compiled(found))
+
+    return at

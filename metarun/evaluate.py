@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,12 +15,12 @@ from torch.utils._pytree import tree_map
 
 from metarun.engine.choice import within_memory
 from metarun.engine.mapping import Parallel
-from metarun.engine.ranks import ALONE, Team
-from metarun.maths.losses import judge
-from metarun.types import Algorithm, Draw, Episode, Metrics, Params, Sampler
+from metarun.maths.losses import by_head, flat
+from metarun.types import Algorithm, Draw, Episode, Metrics, Outputs, Params, Sampler
 
 log = logging.getLogger("metarun")
 
+Summary = dict[str, float | int]  # mean, ci95, tasks
 PIECE = 120  # tasks whose episodes are on the device at a time
 
 
@@ -29,58 +30,107 @@ def milestones(steps: int) -> list[int]:
     return sorted({*range(min(steps, 10) + 1), *(r for r in rungs if r < steps), steps})
 
 
-def episodes_hash(sampler: Sampler, draw: Draw) -> str:
-    """Names the test episodes: the same hash means the same images in the same tasks."""
-    digest = hashlib.sha256(sampler.fingerprint.encode())
-    for name in sorted(draw):
-        digest.update(name.encode() + draw[name].cpu().numpy().tobytes())
-    return f"sha256:{digest.hexdigest()[:32]}"
+@dataclass(frozen=True)
+class Exam:
+    """Fixed tasks to be judged on, and after how many steps of adaptation."""
+
+    sampler: Sampler
+    draw: Draw
+    steps: int
+    marks: Collection[int]  # steps after which the tasks are judged
+
+    @property
+    def fingerprint(self) -> str:
+        """Names the episodes: the same one means the same images in the same tasks."""
+        digest = hashlib.sha256(self.sampler.fingerprint.encode())
+        for name in sorted(self.draw):
+            digest.update(name.encode() + self.draw[name].cpu().numpy().tobytes())
+        return f"sha256:{digest.hexdigest()[:32]}"
+
+
+class Verdict(NamedTuple):
+    """Means over tasks by metric (of several heads also by `head/metric`), at the end and after each marked step."""
+
+    scores: dict[str, Summary]
+    by_step: dict[int, dict[str, Summary]]
 
 
 def evaluate(
     algo: Algorithm,
     params: Params,
-    sampler: Sampler,
-    draw: Draw,
-    steps: int,
+    exam: Exam,
     parallel: Parallel,
-    marks: Collection[int] | None = None,
     between: Callable[[], None] = lambda: None,
-    team: Team = ALONE,
-) -> dict[str, Any]:
-    """Adapts to every drawn task and judges it on its queries after each of `marks` steps.
+) -> Verdict:
+    """Adapts to every task of the exam and judges it on its queries; where adaptation ends early, its last φ counts.
 
     `between` is called after each piece of the work: it may raise to stop it.
     """
-    marks = milestones(steps) if marks is None else sorted(marks)
+    judged: list[int] = []  # the same for all tasks
 
     def scores(params: Params, task: Episode) -> list[Metrics]:
-        trajectory = enumerate(algo.adapt(params, task.support, steps))
-        return [
-            judge(sampler.heads, algo.predict(fast, task.query.x), task.query.y)[1]
-            for step, fast in trajectory
-            if step in marks
-        ]
+        trajectory = marked(algo.adapt(params, task.support, exam.steps), exam.marks)
+        judged[:], outputs = zip(*predicted(algo, trajectory, task.query.x), strict=True)
+        return [flat(by_head(exam.sampler.heads, out, task.query.y)) for out in outputs]
 
-    total = len(next(iter(draw.values())))
-    mine = team.deal(total)
+    team, total = parallel.team, len(next(iter(exam.draw.values())))
     parts = []
     with torch.no_grad():
-        for chosen in mine.split(PIECE):
-            piece = sampler.gather({name: t[chosen] for name, t in draw.items()})
+        for chosen in team.deal(total).split(PIECE):
+            piece = exam.sampler.gather({name: t[chosen] for name, t in exam.draw.items()})
             work = partial(Parallel.stack, fn=scores, params=params, tasks=piece)
             done, parallel = within_memory(work, parallel, log.warning)
             parts.append(done)
             between()
         by_mark = tree_map(lambda *leaves: team.gather(torch.cat(leaves).cpu(), total), *parts)
-    rows = [
-        {"step": step, **{name: summary(values) for name, values in row.items()}}
-        for step, row in zip(marks, by_mark, strict=True)
-    ]
-    return team.lead(lambda: {**{k: v for k, v in rows[-1].items() if k != "step"}, "by_step": rows})
+    rows = [{name: summary(values) for name, values in row.items()} for row in by_mark]
+    return team.broadcast(lambda: Verdict(rows[-1], dict(zip(judged, rows, strict=True))))
 
 
-def summary(values: Tensor) -> dict[str, float | int]:
+def marked(trajectory: Iterable[Params], marks: Collection[int]) -> Iterator[tuple[int, Params]]:
+    """Those φ to be judged, with their steps: the marked ones, and the last where it comes before its mark."""
+    pending: tuple[int, Params] | None = None
+    for step, fast in enumerate(trajectory):
+        pending = (step, fast)
+        if step in marks:
+            yield pending
+            pending = None
+    if pending is not None:
+        yield pending
+
+
+def predicted(algo: Algorithm, trajectory: Iterable[tuple[int, Params]], x: Tensor) -> Iterator[tuple[int, Outputs]]:
+    """The outputs of each φ for one task's inputs. Those that share most of their entries (a frozen trunk, say) are
+    mapped over the rest: what they share then sees the inputs once."""
+    group: list[tuple[int, Params]] = []
+    for step, fast in trajectory:
+        if group and not _mostly_shared(group[0][1], fast):
+            yield from _together(algo, group, x)
+            group = []
+        group.append((step, fast))
+    yield from _together(algo, group, x)
+
+
+def _mostly_shared(one: Params, other: Params) -> bool:
+    moved = sum(p.numel() for name, p in other.items() if one[name] is not p)
+    return 2 * moved < sum(p.numel() for p in other.values())
+
+
+def _together(algo: Algorithm, group: list[tuple[int, Params]], x: Tensor) -> Iterator[tuple[int, Outputs]]:
+    steps, fasts = zip(*group, strict=True)
+    if len(fasts) == 1:
+        yield steps[0], algo.predict(fasts[0], x)
+        return
+    first = fasts[0]
+    moving = {name for name in first if any(fast[name] is not first[name] for fast in fasts)}
+    params = {name: torch.stack([f[name] for f in fasts]) if name in moving else p for name, p in first.items()}
+    dims = {name: 0 if name in moving else None for name in first}
+    outputs = torch.vmap(algo.predict, in_dims=(dims, None))(params, x)
+    for i, step in enumerate(steps):
+        yield step, {head: output[i] for head, output in outputs.items()}
+
+
+def summary(values: Tensor) -> Summary:
     """Mean over tasks with its 95% confidence interval, 1.96 · std / √tasks."""
     values = values.double()
     spread = values.std().item() if len(values) > 1 else 0.0

@@ -6,22 +6,22 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.utils._pytree import tree_leaves
+from torch import Tensor
 
 from metarun.engine.choice import within_memory
 from metarun.engine.device import peak_memory_mb, seed_draws
 from metarun.engine.mapping import Parallel
-from metarun.engine.prefetch import ahead
+from metarun.engine.prefetch import prefetched
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
 from metarun.tracking import checkpoint
-from metarun.types import MetaGradient, Metrics, Params, Sampler
+from metarun.types import LOTS, STEP, MetaGradient, Metrics, Optimizer, Params, Sampler, learned, memory
 
 
 class Stopped(KeyboardInterrupt):
@@ -66,7 +66,7 @@ class State:
     """Everything that changes while training: what is saved, and what resuming restores."""
 
     params: Params
-    optimizer: torch.optim.Optimizer
+    optimizer: Optimizer
     parallel: Parallel | None = None
     step: int = 0
     validated: int = -1  # the step of the last validation
@@ -123,9 +123,10 @@ class Window:
 
 @dataclass(frozen=True)
 class Loop:
-    algo: MetaGradient
+    algo: Callable[[int], MetaGradient]  # in force at a step
     sampler: Sampler
     validate: Callable[[State], dict[str, Any]]
+    score: Callable[[dict[str, Any]], float]  # of a validation: more is better
     factor: Callable[[int, int], float]  # of the learning rate, by (step, steps)
     choose: Callable[[State, Any], Parallel]  # how to map tasks, given the first sample
     stop: Callable[[], int | None]  # the signal that came, if any
@@ -142,7 +143,7 @@ class Loop:
         started = time.perf_counter() - state.seconds
         try:
             while True:
-                state.seconds, signal = self.team.agree(time.perf_counter() - started, self.stop())
+                state.seconds, signal = self.team.agreed(time.perf_counter() - started, self.stop())
                 done = self._exhausted(state)
                 due = state.step % self.plan.val_every == 0 and state.step > 0
                 if (due or done) and state.validated != state.step:
@@ -175,7 +176,7 @@ class Loop:
         """Of each step, this rank's sample and the tasks of all ranks; from a disk the next is fetched meanwhile."""
         sample, steps = partial(self._sample, torch.Generator(self.device)), range(start, self.plan.steps)
         if self.sampler.from_disk:
-            return ahead(sample, steps, self.device)
+            return prefetched(sample, steps, self.device)
         return (sample(step) for step in steps)
 
     def _sample(self, generator: torch.Generator, step: int) -> tuple[Any, int]:
@@ -190,25 +191,49 @@ class Loop:
         own = _seed(self.plan.seed, state.step) + self.team.rank
         seed_draws(self.device, own)  # dropout draws from the device's own generator
         sample, total = next(samples)
+        self._tell(state)
         if state.parallel is None:
-            state.parallel = self.team.lead(partial(self.choose, state, sample))
+            chosen = self.team.broadcast(partial(self.choose, state, sample))
+            state.parallel = replace(chosen, team=self.team)
             seed_draws(self.device, own)
-        work = partial(self.algo.meta_grad, state.params, sample)
-        found, state.parallel = within_memory(work, state.parallel, self.tracker.say)
-        grads, metrics = self.team.mean(found, len(tree_leaves(sample)[0]) / total)
-        for name, p in state.params.items():
-            p.grad = grads[name]
-        params = list(state.params.values())
-        if self.plan.clip_value is not None:
-            torch.nn.utils.clip_grad_value_(params, self.plan.clip_value)
-        if self.plan.clip_norm is not None:
-            torch.nn.utils.clip_grad_norm_(params, self.plan.clip_norm)
+        found: list[tuple[Params, Metrics]] = []
+
+        def closure() -> Tensor:
+            assert state.parallel is not None
+            work = partial(self.algo(state.step).meta_grad, state.params, sample)
+            with torch.enable_grad():  # an optimiser may call this under no_grad
+                (slope, metrics), state.parallel = within_memory(work, state.parallel, self.tracker.say)
+            self._set_slope(state.params, slope)
+            found.append((slope, metrics))
+            return metrics["loss"]
+
         for group in state.optimizer.param_groups:
             group["lr"] = self.plan.lr * self.factor(state.step, self.plan.steps)
-        state.optimizer.step()
+        state.optimizer.step(closure)
+        values, metrics = found[0]  # at θ; an optimiser that looks elsewhere, too, does so for its own purposes
+        for name, p in memory(state.params).items():
+            if name in values:
+                p.copy_(values[name])
         state.step += 1
         window.metrics.append(metrics)
         window.tasks += total
+
+    def _tell(self, state: State) -> None:
+        """Writes the entries of θ that tell about this step, the same on all ranks."""
+        if STEP in state.params:
+            state.params[STEP].fill_(state.step)
+        if LOTS in state.params:
+            generator = torch.Generator(self.device).manual_seed(_seed(self.plan.seed, state.step) ^ 1)
+            state.params[LOTS].uniform_(generator=generator)
+
+    def _set_slope(self, params: Params, slope: Params) -> None:
+        own = learned(params)
+        for name, p in own.items():
+            p.grad = slope[name]
+        if self.plan.clip_value is not None:
+            torch.nn.utils.clip_grad_value_([*own.values()], self.plan.clip_value)
+        if self.plan.clip_norm is not None:
+            torch.nn.utils.clip_grad_norm_([*own.values()], self.plan.clip_norm)
 
     def _flush(self, state: State, window: Window) -> None:
         """Fetches the window's metrics in one copy, checks and logs them."""
@@ -236,7 +261,7 @@ class Loop:
     def _validate(self, state: State) -> None:
         val = self.validate(state)
         scores = {name: s for name, s in val.items() if name != "by_step"}
-        score = scores["accuracy"]["mean"] if "accuracy" in scores else -scores["mse"]["mean"]
+        score = self.score(scores)
         if math.isnan(score):
             score = -math.inf  # else no later score would beat it
         state.validated = state.step
@@ -249,11 +274,11 @@ class Loop:
         self.tracker.log(state.step, {f"val/{name}": s["mean"] for name, s in scores.items()})
 
     def _save(self, name: str, content: dict[str, Any], state: State) -> None:
-        if not all(bool(p.isfinite().all()) for p in state.params.values()):
+        if not all(bool(p.isfinite().all()) for p in learned(state.params).values()):
             raise self._diverged(state, state.step)
         if self.team.rank == 0:
             checkpoint.save(self.folder / name, content)
-        self.team.wait()  # who goes on can rely on the file
+        self.team.barrier()  # who goes on can rely on the file
 
     def _diverged(self, state: State, step: int) -> UserError:
         kept = [self.folder / name for name in ("last.pt", "best.pt") if (self.folder / name).exists()]

@@ -6,18 +6,17 @@ import platform
 import subprocess
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 import metarun
+from metarun.build import Parts
 from metarun.engine.device import peak_memory_mb
-from metarun.maths.norm import BatchNorm
-from metarun.types import Params
-
-if TYPE_CHECKING:
-    from metarun.build import Parts
-    from metarun.loop import State
+from metarun.evaluate import Summary, Verdict
+from metarun.loop import State
+from metarun.settings import Job
+from metarun.types import Params, learned
 
 NORM = {
     "batch": "batch statistics of the query set (transductive)",
@@ -25,20 +24,22 @@ NORM = {
 }
 
 
-def blank(choices: dict[str, str], seed: int) -> dict[str, Any]:
+def blank(job: Job) -> dict[str, Any]:
     """The record of a run that has not begun."""
     return {
         "status": "failed",
         "error": None,
-        **{group: choices[group] for group in ("algo", "data", "backbone")},
+        **{group: job.choices[group] for group in ("algo", "data", "backbone")},
         "device": None,
-        "seed": seed,
+        "seed": job.config["seed"],
         "steps": 0,
         "params": None,
+        "metric": None,
         "test": None,
         "val": None,
         "protocol": None,
         "cost": None,
+        "aside": [],
         "versions": {
             "metarun": metarun.__version__,
             "torch": torch.__version__,
@@ -48,68 +49,74 @@ def blank(choices: dict[str, str], seed: int) -> dict[str, Any]:
     }
 
 
-def facts(parts: Parts, params: Params, episodes: str) -> dict[str, Any]:
+def facts(job: Job, parts: Parts, params: Params) -> dict[str, Any]:
     """What is known before the first step."""
-    batch_norm = any(isinstance(module, BatchNorm) for module in parts.net.module.modules())
     protocol = {
-        "ways": parts.ways,
-        "shots": parts.test.shots,
-        "queries": parts.test.queries,
-        "norm": NORM[parts.root.norm_stats] if batch_norm else "no batch statistics",
+        "ways": job.test.ways,
+        "shots": job.test.shots,
+        "queries": job.test.queries,
+        "norm": NORM[job.root.norm_stats] if parts.tested(0).net.batch_norm else "no batch statistics",
         **parts.test_data.protocol,
-        "adapt_steps": parts.test.adapt_steps,
+        "adapt_steps": job.test.adapt_steps,
         "selection": "best validation",
         "ci95": "1.96 std / sqrt(tasks)",
-        "episodes": episodes,
+        "episodes": parts.test.fingerprint,
     }
-    if parts.test.data:
-        protocol["test_data"] = parts.test.data
+    if job.test.data:
+        protocol["test_data"] = job.test.data
     return {
         "device": str(parts.device),
-        "params": sum(p.numel() for p in params.values()),
+        "params": sum(p.numel() for p in learned(params).values()),
+        "metric": parts.test_data.metric,
         "protocol": protocol,
     }
 
 
-def progress(parts: Parts, state: State, ranks: int) -> dict[str, Any]:
+def progress(job: Job, parts: Parts, state: State) -> dict[str, Any]:
     """What training reached and what it cost."""
     return {
         "steps": state.step,
-        "val": state.best and {**state.best["val"], "step": state.best["step"]},
+        "val": state.best and {**_nested(state.best["val"]), "step": state.best["step"]},
         "cost": {
             "train_s": round(state.seconds, 3),
             "tasks_per_s": round(state.tasks_per_s, 3),
             "peak_memory_mb": round(peak_memory_mb(parts.device), 1),
             "parallel": str(state.parallel),
-            "compile": parts.root.compile,
-            "precision": parts.root.precision,
-            "ranks": ranks,
+            "compile": job.root.compile,
+            "precision": job.root.precision,
+            "ranks": job.team.size,
         },
     }
 
 
-def header(record: dict[str, Any], parts: Parts, folder: Path, ranks: int) -> dict[str, str]:
+def test(verdict: Verdict) -> dict[str, Any]:
+    """Scores at the end and by step; `adapt_steps` says how many steps were really taken."""
+    rows = [{"step": step, **_nested(scores)} for step, scores in verdict.by_step.items()]
+    return {**_nested(verdict.scores), "adapt_steps": max(verdict.by_step), "by_step": rows}
+
+
+def _nested(scores: Mapping[str, Summary]) -> dict[str, Any]:
+    """`digit/accuracy` becomes heads: digit: accuracy."""
+    nested: dict[str, Any] = {name: value for name, value in scores.items() if "/" not in name}
+    for name, value in scores.items():
+        head, _, metric = name.rpartition("/")
+        if head:
+            nested.setdefault("heads", {}).setdefault(head, {})[metric] = value
+    return nested
+
+
+def header(job: Job, parts: Parts, record: dict[str, Any]) -> dict[str, str]:
     """The facts a person wants to see before training starts."""
-    protocol = record["protocol"]
+    protocol, ranks = record["protocol"], job.team.size
     task = f"{protocol['ways']}-way {protocol['shots']}-shot" if protocol["ways"] > 1 else f"{protocol['shots']}-shot"
     return {
         "algorithm": record["algo"],
         "data": f"{record['data']}, {task}, {protocol['split']}",
         "backbone": f"{record['backbone']}, {record['params']:,} parameters learned",
-        "training": f"{parts.train.steps:,} steps of {parts.train.tasks} tasks, seed {record['seed']}",
+        "training": f"{job.train.steps:,} steps of {job.train.tasks} tasks, seed {record['seed']}",
         "device": record["device"] + (f", {ranks} ranks" if ranks > 1 else ""),
-        "run": str(folder),
+        "run": str(job.folder),
     }
-
-
-def hparams(config: Mapping[str, Any], record: dict[str, Any]) -> dict[str, bool | int | float | str]:
-    """What runs are compared by: the choices by name, and every number and switch of the config."""
-    flat = {group: record[group] for group in ("algo", "data", "backbone")} | {"seed": record["seed"]}
-    for section in ("algo", "data", "optim", "train"):
-        for key, value in config[section].items():
-            if isinstance(value, bool | int | float | str) and not key.startswith("_"):
-                flat[f"{section}.{key}"] = value
-    return flat
 
 
 def _git() -> str | None:

@@ -9,7 +9,7 @@ import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -19,36 +19,23 @@ import torch
 from torch.utils._pytree import tree_leaves
 
 from metarun import result
-from metarun.build import Config, Parts, build
-from metarun.construct import construct, prepared
+from metarun.build import Parts, build
 from metarun.engine.choice import by_hand, candidates, fastest
-from metarun.engine.compile import Compiled
 from metarun.engine.device import keep_freed_memory
 from metarun.engine.mapping import Parallel
-from metarun.engine.ranks import ALONE, Lost, Team
+from metarun.engine.ranks import Lost, Team
 from metarun.errors import UserError
-from metarun.evaluate import PIECE, episodes_hash, evaluate
+from metarun.evaluate import PIECE, Exam, Verdict, evaluate
 from metarun.loop import Loop, Plan, State, Stopped, Tracker, load_params
+from metarun.metrics import metric
+from metarun.settings import Job
 from metarun.tracking import checkpoint
 from metarun.tracking.figures import episode_picture
 from metarun.tracking.jsonl import write_json
 from metarun.tracking.trackers import Trackers
-from metarun.types import Draw, Params, Sampler
+from metarun.types import Params, learned
 
 log = logging.getLogger("metarun")
-
-
-@dataclass(frozen=True)
-class Order:
-    """What the command line asked for: the config, its choices by name, and where the run lives."""
-
-    config: Config
-    choices: dict[str, str]  # group -> choice
-    test_data: Config | None
-    folder: Path
-    label: str  # of a repeated meta-test's result file
-    remember: Callable[[], None]  # keeps the config of a resumed run, once it is known to go on
-    team: Team = ALONE
 
 
 class Signals:
@@ -69,62 +56,62 @@ class Signals:
             os.write(2, b"\nmetarun: stopping after this step; once more stops at once.\n")
 
     def check(self) -> None:
-        _, came = self.team.agree(0.0, self.came)
+        _, came = self.team.agreed(0.0, self.came)
         if came is not None:
             raise Stopped(came)
 
 
-def run(order: Order) -> dict[str, Any]:
+def run(job: Job) -> dict[str, Any]:
     """Trains and meta-tests. However it ends, the result file tells."""
-    team = order.team
+    team = job.team
     signals = Signals(team)
     keep_freed_memory()
-    record = result.blank(order.choices, order.config["seed"])
-    with _recorded(order, record):
+    record = result.blank(job)
+    with _recorded(job, record):
         with team.in_turn():
-            parts = build(order.config, order.test_data)
-        state = _start(order, parts)
-        draw = _draw(parts.test_sampler, parts.test.tasks, parts.test.seed)
-        record |= result.facts(parts, state.params, episodes_hash(parts.test_sampler, draw))
-        if parts.root.resume is not None:
-            record |= result.progress(parts, state, team.size)
-        if parts.test.only or team.rank:
-            trackers = Trackers.of_test(parts.train.steps, order.folder)
+            parts = build(job)
+        state = _start(job, parts)
+        _rehearse(parts, state)
+        record |= result.facts(job, parts, state.params)
+        if job.resumes:
+            record |= result.progress(job, parts, state)
+        if job.only_tests or team.rank:
+            trackers = Trackers.of_test(job.train.steps, job.folder)
         else:
-            if parts.root.resume is not None:
-                order.remember()
-            trackers = Trackers.of_training(parts.train.steps, order.folder, state.step)
+            if job.resumes:
+                job.remember()
+            trackers = Trackers.of_training(job.train.steps, job.folder, state.step)
         with trackers.closing(record):
-            _begin(order, parts, trackers, record)
-            if not parts.test.only:
-                _train(order, parts, state, trackers, signals, record)
+            _begin(job, parts, trackers, record)
+            if not job.only_tests:
+                _train(job, parts, state, trackers, signals, record)
             signals.check()  # a signal during the last step
             signals.patient = False
-            record["test"] = _meta_test(order, parts, state, draw)
+            record["test"] = result.test(_meta_test(job, parts, state))
             record["status"] = "completed"
             trackers.result(record)
     return record
 
 
 @contextmanager
-def _recorded(order: Order, record: dict[str, Any]) -> Iterator[None]:
+def _recorded(job: Job, record: dict[str, Any]) -> Iterator[None]:
     """Writes the result file at the end, come what may; a run that could not be resumed keeps its old one."""
-    only = order.config["test"]["only"]
-    handler = logging.NullHandler() if only or order.team.rank else logging.FileHandler(order.folder / "run.log")
+    quiet = job.only_tests or job.team.rank
+    handler = logging.NullHandler() if quiet else logging.FileHandler(job.folder / "run.log")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    path = order.folder / (f"result-{order.label}.json" if only else "result.json")
+    path = job.folder / (f"result-{job.label}.json" if job.only_tests else "result.json")
     try:
         yield
     except Stopped as stopped:
         record["status"] = "interrupted"
-        stopped.folder = _saved(order.folder)
+        stopped.folder = _saved(job.folder)
         raise
     except UserError as error:
         record["error"] = str(error)
         if isinstance(error, Lost):
-            error.folder = _saved(order.folder)
+            error.folder = _saved(job.folder)
         raise
     except Exception:
         record["error"] = traceback.format_exc()
@@ -132,7 +119,7 @@ def _recorded(order: Order, record: dict[str, Any]) -> Iterator[None]:
     finally:
         if record["error"] is not None:
             log.error("%s", record["error"])
-        if order.team.rank == 0 and (order.config["resume"] is None or record["params"] is not None):
+        if job.team.rank == 0 and (not job.resumes or record["params"] is not None):
             write_json(path, record)
         log.removeHandler(handler)
         handler.close()
@@ -143,115 +130,117 @@ def _saved(folder: Path) -> Path | None:
     return folder if (folder / "checkpoints" / "last.pt").exists() else None
 
 
-def _begin(order: Order, parts: Parts, trackers: Trackers, record: dict[str, Any]) -> None:
+def _begin(job: Job, parts: Parts, trackers: Trackers, record: dict[str, Any]) -> None:
     """What is shown before the first step."""
-    texts = {"config": json.dumps(order.config, indent=2), "protocol": json.dumps(record["protocol"], indent=2)}
+    texts = {"config": json.dumps(job.config, indent=2), "protocol": json.dumps(record["protocol"], indent=2)}
     picture = None
-    if len(parts.data.shape) == 3 and not parts.test.only:
-        episode = parts.val_sampler.gather(_draw(parts.val_sampler, 1, parts.val.seed))
-        picture = episode_picture(episode.support.x[0].cpu(), episode.query.x[0].cpu(), parts.ways)
-    facts = result.header(record, parts, order.folder, order.team.size)
-    trackers.begin(facts, texts, result.hparams(order.config, record), picture)
+    if len(parts.data.shape) == 3 and job.test.shots and not job.only_tests:
+        episode = _episode(parts.val)
+        picture = episode_picture(episode.support.x[0].cpu(), episode.query.x[0].cpu(), job.test.ways)
+    trackers.begin(result.header(job, parts, record), texts, job.hparams(), picture)
 
 
-def _start(order: Order, parts: Parts) -> State:
+def _episode(exam: Exam) -> Any:
+    """The first of an exam's tasks."""
+    return exam.sampler.gather({name: lots[:1] for name, lots in exam.draw.items()})
+
+
+def _start(job: Job, parts: Parts) -> State:
     """The state to train from: a fresh one, or that of the run to resume."""
-    state = fresh_state(order.config, parts)
-    if parts.root.resume is not None:
-        state.restore(order.team.lead(lambda: checkpoint.load(order.folder / "checkpoints" / "last.pt")))
+    state = fresh_state(job, parts)
+    if job.resumes:
+        state.restore(job.team.broadcast(lambda: checkpoint.load(job.folder / "checkpoints" / "last.pt")))
+        state.parallel = state.parallel and replace(state.parallel, team=job.team)
     return state
 
 
-def fresh_state(config: Config, parts: Parts) -> State:
+def fresh_state(job: Job, parts: Parts) -> State:
     """Before the first step."""
-    params = first_params(parts)
-    return State(params, construct(config["optim"], "optim", params=list(params.values())))
+    params = first_params(job, parts)
+    return State(params, parts.optimizer([*learned(params).values()]))
 
 
-def first_params(parts: Parts) -> Params:
+def first_params(job: Job, parts: Parts) -> Params:
     """θ as the seed draws it: on the CPU, so that it is the same on every device."""
-    fresh = parts.algo.init(torch.Generator().manual_seed(parts.root.seed))
+    fresh = parts.algo(0).init(torch.Generator().manual_seed(job.root.seed))
     return {name: p.to(parts.device) for name, p in fresh.items()}
 
 
-def _draw(sampler: Sampler, tasks: int, seed: int) -> Draw:
-    """Fixed tasks: drawn on the CPU, where a seed means the same on every machine."""
-    return sampler.draw(tasks, torch.Generator().manual_seed(seed))
+def _rehearse(parts: Parts, state: State) -> None:
+    """One task is adapted to and predicted before hours of training: what cannot be tested is told now."""
+    exam = replace(parts.test, draw={name: lots[:1] for name, lots in parts.test.draw.items()})
+    exam = replace(exam, steps=min(1, exam.steps), marks=[1])
+    evaluate(parts.tested(state.step), state.params, exam, Parallel("loop", 1))
 
 
-def _train(
-    order: Order, parts: Parts, state: State, trackers: Tracker, signals: Signals, record: dict[str, Any]
-) -> None:
-    val_draw = _draw(parts.val_sampler, parts.val.tasks, parts.val.seed)
-    steps = parts.test.adapt_steps
-
+def _train(job: Job, parts: Parts, state: State, trackers: Tracker, signals: Signals, record: dict[str, Any]) -> None:
     def validate(state: State) -> dict[str, Any]:
-        parallel = for_evaluation(state.parallel, parts.device)
-        task = (parts.eval_algo, state.params, parts.val_sampler, val_draw, steps, parallel)
-        return evaluate(*task, (steps,), signals.check, order.team)
+        parallel = for_evaluation(state.parallel, parts.device, job.team)
+        return evaluate(parts.tested(state.step), state.params, parts.val, parallel, signals.check).scores
 
-    loop = loop_of(order.config, parts, trackers, order.folder / "checkpoints", validate)
+    loop = loop_of(job, parts, trackers, job.folder / "checkpoints", validate)
     signals.patient = True
     try:
-        replace(loop, stop=lambda: signals.came, team=order.team).run(state)
+        replace(loop, stop=lambda: signals.came).run(state)
     finally:
-        record |= result.progress(parts, state, order.team.size)
+        record |= result.progress(job, parts, state)
 
 
 def loop_of(
-    config: Config, parts: Parts, tracker: Tracker, folder: Path, validate: Callable[[State], dict[str, Any]]
+    job: Job, parts: Parts, tracker: Tracker, folder: Path, validate: Callable[[State], dict[str, Any]]
 ) -> Loop:
-    """The training that the config names, of one process that nobody stops."""
+    """The training that the job names, which nobody stops."""
     return Loop(
-        algo=Compiled(parts.algo) if parts.root.compile else parts.algo,
+        algo=parts.trained,
         sampler=parts.sampler,
         validate=validate,
-        factor=prepared(config["schedule"], "schedule", "step", "steps"),
-        choose=partial(choose, parts, tracker),
+        score=lambda scores: metric(parts.data.metric).sign * scores[parts.data.metric]["mean"],
+        factor=parts.factor,
+        choose=partial(choose, job, parts, tracker),
         stop=lambda: None,
         plan=Plan(
-            seed=parts.root.seed,
-            steps=parts.train.steps,
-            tasks=parts.train.tasks,
-            lr=config["optim"]["lr"],
-            max_seconds=parts.train.max_seconds,
-            clip_value=parts.train.clip_value,
-            clip_norm=parts.train.clip_norm,
-            log_every=parts.train.log_every,
-            val_every=parts.val.every,
-            patience=parts.val.patience,
+            seed=job.root.seed,
+            steps=job.train.steps,
+            tasks=job.train.tasks,
+            lr=job.config["optim"]["lr"],
+            max_seconds=job.train.max_seconds,
+            clip_value=job.train.clip_value,
+            clip_norm=job.train.clip_norm,
+            log_every=job.train.log_every,
+            val_every=job.val.every,
+            patience=job.val.patience,
         ),
         tracker=tracker,
         folder=folder,
         device=parts.device,
+        team=job.team,
     )
 
 
-def choose(parts: Parts, trackers: Tracker, state: State, sample: Any) -> Parallel:
+def choose(job: Job, parts: Parts, tracker: Tracker, state: State, sample: Any) -> Parallel:
     """How to map tasks: as told, or as measured on the first meta-batch."""
-    root, tasks = parts.root, len(tree_leaves(sample)[0])
-    if root.parallel != "auto":
+    root, tasks = job.root, len(tree_leaves(sample)[0])
+    if root.parallel in ("loop", "vmap"):
         return by_hand(root.parallel, root.chunk, tasks, root.compile)
-    ways = candidates(tasks, root.chunk, parts.device, root.compile)
-    best, seconds = fastest(parts.algo, state.params, sample, ways, parts.device)
+    offered = candidates(tasks, root.chunk, parts.device, root.compile)
+    best, seconds = fastest(parts.algo(state.step), state.params, sample, offered, parts.device)
     measured = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items())
-    trackers.say(f"parallel: {best} is fastest here ({measured} per meta-step)")
+    tracker.say(f"parallel: {best} is fastest here ({measured} per meta-step)")
     return best
 
 
-def for_evaluation(parallel: Parallel | None, device: torch.device) -> Parallel:
+def for_evaluation(parallel: Parallel | None, device: torch.device, team: Team) -> Parallel:
     """Evaluation keeps no graph, so it may take more tasks at a time than training; not where the loop had to win."""
     if parallel is not None and parallel.mode == "loop":
         return parallel
     chunk = PIECE if device.type != "cpu" else max(16, 4 * parallel.chunk if parallel else 0)
-    return Parallel("vmap", min(PIECE, chunk))
+    return Parallel("vmap", min(PIECE, chunk), team)
 
 
-def _meta_test(order: Order, parts: Parts, state: State, draw: Draw) -> dict[str, Any]:
+def _meta_test(job: Job, parts: Parts, state: State) -> Verdict:
     """The checkpoint that validation chose, on the fixed test episodes."""
-    best = order.team.lead(lambda: checkpoint.load(order.folder / "checkpoints" / "best.pt"))
+    best = job.team.broadcast(lambda: checkpoint.load(job.folder / "checkpoints" / "best.pt"))
     params = {name: torch.empty_like(p) for name, p in state.params.items()}
     load_params(params, best["params"])
-    parallel = for_evaluation(state.parallel, parts.device)
-    steps = parts.test.adapt_steps
-    return evaluate(parts.eval_algo, params, parts.test_sampler, draw, steps, parallel, team=order.team)
+    parallel = for_evaluation(state.parallel, parts.device, job.team)
+    return evaluate(parts.tested(best["step"]), params, parts.test, parallel)

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
-from metarun.construct import shown
+from metarun.construct import construct, shown
+from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
 
 AT_LEAST = {
@@ -39,6 +42,7 @@ AT_LEAST = {
     "train.clip_norm": 0,
 }
 CHOSEN = ("algo", "data", "backbone", "optim", "schedule")
+GROUPS = (*CHOSEN, "balance", "device")
 SECTIONS = (*CHOSEN, "device", "train", "val", "test")
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -51,7 +55,7 @@ class Root:
     seed: int
     resume: str | None
     norm_stats: Literal["batch", "support"]
-    parallel: Literal["auto", "loop", "vmap"]
+    parallel: Literal["auto", "measure", "loop", "vmap"]
     chunk: int | None
     compile: bool
     precision: Literal["fp32", "tf32", "bf16"]
@@ -61,6 +65,7 @@ class Root:
 class Train:
     steps: int
     tasks: int
+    ways: int
     shots: int
     queries: int
     max_time: str | float | None
@@ -84,6 +89,7 @@ class Val:
 @dataclass(frozen=True)
 class Test:
     tasks: int
+    ways: int
     shots: int
     queries: int
     adapt_steps: int
@@ -124,3 +130,60 @@ def check_bounds(config: Mapping[str, Any]) -> None:
         value = (config[section] if section else config).get(name)
         if isinstance(value, int | float) and value < least:
             raise UserError(f"{key}={value} is too small. Give {least} or more.")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run as the command line asked for it."""
+
+    config: Mapping[str, Any]
+    choices: Mapping[str, str]  # group -> the name of what was chosen
+    test_data: Mapping[str, Any] | None  # the section of another data set for the meta-test
+    folder: Path  # of the run
+    label: str  # of a repeated meta-test's result file
+    remember: Callable[[], None]  # keeps the config of a resumed run, once it is known to go on
+    team: Team = ALONE
+
+    @cached_property
+    def root(self) -> Root:
+        return construct({k: v for k, v in self.config.items() if not isinstance(v, Mapping)}, "", Root)
+
+    @cached_property
+    def train(self) -> Train:
+        return construct(self.config["train"], "train", Train)
+
+    @cached_property
+    def val(self) -> Val:
+        return construct(self.config["val"], "val", Val)
+
+    @cached_property
+    def test(self) -> Test:
+        return construct(self.config["test"], "test", Test)
+
+    @property
+    def sections(self) -> dict[str, Mapping[str, Any]]:
+        """What `build` makes objects of, by group."""
+        return {group: section for group, section in self.config.items() if group in GROUPS and section}
+
+    @property
+    def resumes(self) -> bool:
+        return self.config["resume"] is not None
+
+    @property
+    def only_tests(self) -> bool:
+        return self.config["test"]["only"] is True
+
+    def owner(self, section: str) -> str:
+        """The section in which a task's size was set: `section` itself where it differs from `data`."""
+        own, data = self.config[section], self.config["data"]
+        return "data" if all(own[key] == data[key] for key in ("ways", "shots", "queries")) else section
+
+    def hparams(self) -> dict[str, bool | int | float | str]:
+        """What runs are compared by: the choices by name, and every number and switch of the config."""
+        named: dict[str, Any] = {group: self.choices[group] for group in ("algo", "data", "backbone")}
+        named["seed"] = self.config["seed"]
+        for section in ("algo", "data", "optim", "train"):
+            for key, value in self.config[section].items():
+                if isinstance(value, bool | int | float | str) and not key.startswith("_"):
+                    named[f"{section}.{key}"] = value
+        return named

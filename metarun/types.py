@@ -1,6 +1,13 @@
 """The words every room shares: tensors by name, episodes, and the protocols that algorithms and data fulfil.
 
-Letters for shapes: T tasks, N ways, K shots, Q queries per class, D features.
+Letters for shapes: T tasks, N ways, K shots, Q queries per class, B rows, D features, H heads.
+
+θ is one dict of tensors. The first word of an entry's name tells what becomes of it in a meta-step:
+
+    (any other)   learned: `meta_grad` returns its slope, and the optimiser moves it
+    memory.       kept: `meta_grad` returns its next value; where it returns none, the value stays
+    now.          told: the loop writes it before each step, the same on all ranks, from `now.step` (the number of the
+                  step) and `now.lots` (uniform numbers in [0, 1), as many as the entry has)
 """
 
 from __future__ import annotations
@@ -19,22 +26,39 @@ Targets = dict[str, Tensor]
 Outputs = dict[str, Tensor]
 Metrics = dict[str, Tensor]
 
+MEMORY, NOW = "memory.", "now."
+STEP, LOTS = "now.step", "now.lots"
+
+
+def learned(params: Params) -> Params:
+    """The entries that the optimiser moves."""
+    return {name: p for name, p in params.items() if not name.startswith((MEMORY, NOW))}
+
+
+def memory(params: Params) -> Params:
+    """The entries whose next value `meta_grad` returns."""
+    return {name: p for name, p in params.items() if name.startswith(MEMORY)}
+
 
 @dataclass(frozen=True)
 class Head:
-    """What one target is: a class out of `size`, or `size` real values."""
+    """What one target is: a class out of `size`, or `size` real values.
+
+    With `gaps` some rows have no such target: -100 as a class, NaN as a value. They count for nothing.
+    """
 
     kind: Literal["class", "value"]
     size: int
+    gaps: bool = False
 
 
 Heads = Mapping[str, Head]
 
 
 class Batch(NamedTuple):
-    """Inputs and their targets. A class target of -100 means: this row has no such target."""
+    """Inputs and their targets by head."""
 
-    x: Tensor  # [B, ...], or [T, B, ...] for a batch of each of T fixed tasks
+    x: Tensor  # [B, ...], or [T, B, ...] of T tasks
     y: Targets
 
 
@@ -43,6 +67,14 @@ class Episode(NamedTuple):
 
     support: Batch  # x [T, N*K, ...], y[head] [T, N*K]
     query: Batch  # x [T, N*Q, ...], y[head] [T, N*Q]
+
+
+class Score(NamedTuple):
+    """How good predictions are, by head."""
+
+    losses: dict[str, Tensor]  # the mean over the rows that have a target; 0 where none has
+    rows: dict[str, Tensor]  # how many rows have one
+    metrics: dict[str, Metrics]
 
 
 Draw = dict[str, Tensor]
@@ -74,36 +106,116 @@ class Data(Protocol):
     @property
     def protocol(self) -> dict[str, Any]: ...
 
+    @property
+    def offers(self) -> tuple[str, ...]: ...  # the ways to draw training tasks
+
+    @property
+    def metric(self) -> str: ...  # what runs are compared by
+
     def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = ...) -> Sampler: ...
 
     def tasks(self, by: str, shots: int) -> Sampler: ...
 
 
 class ParallelMap(Protocol):
-    """How a function written for one task is mapped over T of them."""
+    """How a function that was written for one task is applied to the T tasks of a step, on all ranks together.
 
-    def mean(self, fn: Callable[..., Any], params: Params, tasks: Any) -> Any: ...
+    `params` is θ, `tasks` a tree of tensors with T in front: this rank's share. What comes back is of all ranks' tasks.
+    """
 
-    def mean_grad(self, loss: Callable[..., Any], params: Params, tasks: Any) -> tuple[Params, Metrics]: ...
+    def mean(self, fn: Callable[..., Any], params: Params, tasks: Any) -> Any:
+        """fn(params, task) -> a tree of tensors; returns its mean over tasks."""
+        ...
+
+    def mean_grad(self, loss: Callable[..., Any], params: Params, tasks: Any) -> tuple[Params, Metrics]:
+        """loss(params, task) -> (loss, metrics); returns the slope of the mean loss by name, and mean metrics."""
+        ...
+
+    def losses(self, score: Callable[..., Score], params: Params, tasks: Any) -> tuple[Tensor, Tensor, Metrics]:
+        """score(params, task) -> Score; returns each head's loss over all rows [H], with the graph of this rank's
+        share, the heads' numbers of rows [H], and metrics. Slopes taken of the losses are to be handed to `total`."""
+        ...
+
+    def slopes(
+        self, score: Callable[..., Score], params: Params, tasks: Any, disjoint: bool
+    ) -> tuple[Tensor, Tensor, Metrics, Params]:
+        """As `losses`, without graph, and each head's slope: by name [H, ...], of all ranks.
+
+        `disjoint`: each task has one head of its own, so one slope per task is enough."""
+        ...
+
+    def total(self, tree: Any) -> Any:
+        """Sums each tensor of a tree over ranks."""
+        ...
+
+
+class Net(Protocol):
+    """What others may ask of an algorithm's network."""
+
+    @property
+    def heads(self) -> Heads: ...  # of the tasks at hand
+
+    @property
+    def batch_norm(self) -> bool: ...  # predictions depend on the statistics of a batch
 
 
 class MetaGradient(Protocol):
     """What training asks of an algorithm."""
 
-    def meta_grad(self, params: Params, sample: Any, parallel: ParallelMap) -> tuple[Params, Metrics]: ...
+    def meta_grad(self, params: Params, sample: Any, parallel: ParallelMap) -> tuple[Params, Metrics]:
+        """Takes θ, the tasks of a step and how to map over them. Returns, by name, the slope of each learned entry and
+        the next value of each memory that changes; and metrics, of which `loss` must be one. No input is changed."""
+        ...
 
 
 class Algorithm(MetaGradient, Protocol):
-    """Written for one task, pure; the mapping over tasks is the business of `parallel`.
+    """Written for one task, pure, on a dict of tensors; the mapping over tasks is the business of `parallel`.
 
-    `trains_on` is "episodes" (fresh N-way tasks), or what one fixed task is: a "group" of classes
-    (an alphabet of Omniglot), or "all" training classes at once.
+    An algorithm is made twice: with the heads that it trains on, and with those that it is tested on (then without
+    dropout). `net` has the heads in question.
     """
 
-    trains_on: ClassVar[str]
+    @property
+    def net(self) -> Net: ...
 
-    def init(self, generator: torch.Generator) -> Params: ...
+    def init(self, generator: torch.Generator) -> Params:
+        """θ before training, as the generator draws it."""
+        ...
 
-    def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]: ...
+    def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
+        """Yields φ₀, φ₁, ...: at most `steps` + 1 of them. Where it ends early its last φ stands for the rest."""
+        ...
 
-    def predict(self, fast: Params, x: Tensor) -> Outputs: ...
+    def predict(self, fast: Params, x: Tensor) -> Outputs:
+        """Takes an adapted φ and one task's inputs [B, ...]; returns logits or values by head [B, size]."""
+        ...
+
+
+class Balance(Protocol):
+    """A way to weigh the losses or the slopes of several objectives against each other."""
+
+    needs: ClassVar[Literal["losses", "gram", "slopes"]]
+
+    def init(self, tasks: int) -> Params:
+        """The entries of θ that it keeps for so many objectives, under names of its own."""
+        ...
+
+    def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:
+        """Takes losses [H]; what it needs beside them: nothing, the Gram matrix of the slopes [H, H], or the slopes
+        [H, P]; and θ, in which its entries are. Returns weights, [H] or [H, P], that sum to 1 where all slopes
+        agree, and the next values or slopes of its own entries."""
+        ...
+
+
+class Optimizer(Protocol):
+    """What the loop asks of an outer optimiser; every optimiser of torch is one."""
+
+    param_groups: list[dict[str, Any]]
+
+    def step(self, closure: Callable[[], Tensor]) -> Any:
+        """Moves the parameters. `closure` computes their gradient anew and returns the loss; call it at least once."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any]) -> None: ...

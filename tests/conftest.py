@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,12 +21,13 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from metarun.backbones.cnn import CNN
+from metarun.build import BY_BUILD
 from metarun.cli.app import main
-from metarun.construct import construct, target_of
+from metarun.construct import construct
 from metarun.data.draw.source import split_classes
 from metarun.data.images.collection import Collection
 from metarun.maths.net import Net
-from metarun.run import Order
+from metarun.settings import Job
 from metarun.types import Algorithm, Batch, Draw, Episode, Head, Heads, Params, Sampler
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -54,6 +55,7 @@ class Case(NamedTuple):
     """An algorithm, its float64 parameters, a meta-batch it trains on, and where both are drawn from."""
 
     algo: Algorithm
+    tested: Algorithm  # with the heads of episodes
     params: Params
     sample: Any
     sampler: Sampler  # of training
@@ -154,24 +156,36 @@ def _collection(groups: int = 4, classes: int = 3, images: int = 6) -> Collectio
     return Collection.of(pixels.byte(), torch.arange(total).repeat_interleave(images), names, owners)
 
 
-def _case(name: str, norm: str = "batch", norm_stats: str = "batch", dropout: float = 0.0, **keys: Any) -> Case:
-    section = {**yaml.safe_load((CONF / "algo" / f"{name}.yaml").read_text())["algo"], **keys}
+@lru_cache
+def _sections(name: str) -> dict[str, Any]:
+    """What the YAML of an algorithm says of it, and of the balance that it takes."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        config: Any = OmegaConf.to_container(compose("config", [f"algo={name}", "name=test"]), resolve=True)
+    return {group: config.get(group) for group in ("algo", "balance")}
+
+
+def _case(
+    name: str, norm: str = "batch", norm_stats: str = "batch", dropout: float = 0.0, balance: str = "", **keys: Any
+) -> Case:
+    section = {key: value for key, value in {**_sections(name)["algo"], **keys}.items() if key not in BY_BUILD}
     collection = _collection()
     everything = {"train": range(len(collection.names))}
     data = split_classes("random", collection, everything, {"train": False}, {})
     test = data.episodes("train", 3, 2, 2)
-    kind = target_of(section, "algo")
-    if kind.trains_on == "episodes":
-        sampler, given = test, {}
-    else:
-        sampler = data.tasks(kind.trains_on, 5)
-        given = {"task_heads": sampler.heads}
-    net = _net(test.heads, norm, norm_stats, dropout)
+    wanted = _sections(name)["algo"]["trains_on"]
+    by = wanted if isinstance(wanted, str) else wanted[0]
+    sampler = test if by == "episodes" else data.tasks(by, 5)
+    net = _net(sampler.heads, norm, norm_stats, dropout)
+    balanced = (
+        yaml.safe_load((CONF / "balance" / f"{balance}.yaml").read_text()) if balance else _sections(name)["balance"]
+    )
+    given = {"balance": construct(balanced, "balance")} if balanced else {}
     algo = construct(section, "algo", net=net, **given)
+    tested = construct(section, "algo", net=net.testing(test.heads), **given)
     generator = torch.Generator().manual_seed(0)
     params = double(algo.init(generator))
     sample = double(sampler.gather(sampler.draw(6, generator)))
-    return Case(algo, params, sample, Double(sampler), Double(test))
+    return Case(algo, tested, params, sample, Double(sampler), Double(test))
 
 
 def _close(one: Mapping[str, Tensor], other: Mapping[str, Tensor], tolerance: float = 1e-9) -> bool:
@@ -291,10 +305,10 @@ def quick(metarun: Callable[..., Outcome]) -> Callable[..., Outcome]:
 
 
 @pytest.fixture
-def order(tmp_path: Path) -> Callable[..., Order]:
-    """order("algo=maml", ...): what the command line makes of these overrides."""
+def job(tmp_path: Path) -> Callable[..., Job]:
+    """job("algo=maml", ...): what the command line makes of these overrides."""
 
-    def ordered(*overrides: str, name: str = "run") -> Order:
+    def made(*overrides: str, name: str = "run") -> Job:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", [*overrides, "name=test"], return_hydra_config=True)
         choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items()}
@@ -303,6 +317,6 @@ def order(tmp_path: Path) -> Callable[..., Order]:
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         plain: Any = OmegaConf.to_container(config, resolve=True)
-        return Order(plain, choices, None, folder, "test", lambda: None)
+        return Job(plain, choices, None, folder, "test", lambda: None)
 
-    return ordered
+    return made

@@ -17,10 +17,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from metarun import loop as loop_module
 from metarun.engine.mapping import Parallel
 from metarun.errors import UserError
-from metarun.evaluate import evaluate
+from metarun.evaluate import Exam, evaluate
 from metarun.loop import Loop, Plan, State, Stopped, load_params
 from metarun.optim import schedules
 from metarun.tracking import checkpoint
+from metarun.types import learned
 
 CPU = torch.device("cpu")
 VMAP = Parallel("vmap", 4)
@@ -91,7 +92,7 @@ class Pull:
 
 
 def accuracy_of(state: State) -> dict[str, Any]:
-    return {"accuracy": {"mean": float(state.params["w"].sum()), "ci95": 0.0, "tasks": 1}, "by_step": []}
+    return {"accuracy": {"mean": float(state.params["w"].sum()), "ci95": 0.0, "tasks": 1}}
 
 
 def made(folder: Path, **keys: Any) -> Loop:
@@ -101,6 +102,7 @@ def made(folder: Path, **keys: Any) -> Loop:
         "algo": Pull(),
         "sampler": Noise(),
         "validate": accuracy_of,
+        "score": lambda s: s["accuracy"]["mean"] if "accuracy" in s else -s["mse"]["mean"],
         "factor": schedules.constant,
         "choose": lambda state, sample: VMAP,
         "stop": lambda: None,
@@ -109,7 +111,9 @@ def made(folder: Path, **keys: Any) -> Loop:
         "device": CPU,
     }
     folder.mkdir(exist_ok=True)
-    return Loop(**{**parts, **keys}, plan=plan)  # type: ignore[arg-type]
+    parts |= keys
+    algo = parts.pop("algo")
+    return Loop(algo=lambda _: algo, **parts, plan=plan)  # type: ignore[arg-type]
 
 
 def fresh(momentum: float = 0.9, lr: float = 0.1) -> State:
@@ -207,11 +211,11 @@ def test_what_goes_wrong_in_fetching_early_ends_the_step_that_needed_it(tmp_path
 def for_algorithm(found: Any, folder: Path, tracker: Recorder, **keys: Any) -> tuple[Loop, State]:
     """A loop over a real algorithm that validates as a run does, with Adam from the case's parameters."""
     params = {name: p.clone() for name, p in found.params.items()}
-    state = State(params, torch.optim.Adam(list(params.values()), lr=0.01))
-    draw = found.test.draw(4, torch.Generator().manual_seed(1))
+    state = State(params, torch.optim.Adam(list(learned(params).values()), lr=0.01))
+    exam = Exam(found.test, found.test.draw(4, torch.Generator().manual_seed(1)), 1, [1])
 
     def validate(state: State) -> dict[str, Any]:
-        return evaluate(found.algo, state.params, found.test, draw, 1, VMAP, (1,))
+        return evaluate(found.tested, state.params, exam, VMAP).scores
 
     parts = {"algo": found.algo, "sampler": found.sampler, "validate": validate, "tracker": tracker}
     return made(folder, **{**parts, **keys}), state

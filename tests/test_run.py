@@ -16,13 +16,16 @@ import torch
 
 from metarun import run as run_module
 from metarun.errors import UserError
+from metarun.evaluate import Verdict
 from metarun.loop import Stopped
-from metarun.run import Order, run
+from metarun.run import run
+from metarun.settings import Job
 from metarun.tracking import checkpoint
+from metarun.types import learned
 
 KEYS = {
     *("status", "error", "algo", "data", "backbone", "device", "seed", "steps", "params"),
-    *("test", "val", "protocol", "cost", "versions"),
+    *("metric", "test", "val", "protocol", "cost", "aside", "versions"),
 }
 PROTOCOL = {
     *("ways", "shots", "queries", "norm", "split", "rotations"),
@@ -72,20 +75,20 @@ def check_record(record: dict[str, Any]) -> None:
     assert record["cost"]["train_s"] > 0 and record["cost"]["tasks_per_s"] > 0
     assert record["protocol"]["episodes"].startswith("sha256:")
     assert record["test"]["by_step"][0]["step"] == 0
-    assert record["test"]["by_step"][-1]["step"] == record["protocol"]["adapt_steps"]
+    assert record["test"]["by_step"][-1]["step"] == record["test"]["adapt_steps"] <= record["protocol"]["adapt_steps"]
     assert record["val"]["step"] in (2, 4)
 
 
 def test_every_algorithm_leaves_the_promised_result(
-    algo_name: str, order: Callable[..., Order], images: tuple[str, ...]
+    algo_name: str, job: Callable[..., Job], images: tuple[str, ...]
 ) -> None:
-    ordered = order(f"algo={algo_name}", *images, *SMALL, *TINY, "seed=3")
-    run(ordered)
-    record = result_of(ordered.folder)
+    made = job(f"algo={algo_name}", *images, *SMALL, *TINY, "seed=3")
+    run(made)
+    record = result_of(made.folder)
     check_record(record)
     assert (record["algo"], record["data"], record["backbone"]) == (algo_name, "folder", "conv4")
     assert (record["device"], record["seed"], record["steps"]) == ("cpu", 3, 4)
-    saved = checkpoint.load(ordered.folder / "checkpoints" / "best.pt")["params"]
+    saved = learned(checkpoint.load(made.folder / "checkpoints" / "best.pt")["params"])
     assert record["params"] == sum(p.numel() for p in saved.values())
     scores = [record["test"], record["val"], *record["test"]["by_step"]]
     assert all(0 <= s["accuracy"]["mean"] <= 1 and s["loss"]["mean"] > 0 for s in scores)
@@ -95,16 +98,16 @@ def test_every_algorithm_leaves_the_promised_result(
 
 
 @pytest.mark.parametrize("algo", ["maml", "reptile"])
-def test_a_regression_leaves_its_error_instead_of_an_accuracy(algo: str, order: Callable[..., Order]) -> None:
-    ordered = order("data=sinusoid", f"algo={algo}", *SMALL, "test.tasks=6")
-    run(ordered)
-    record = result_of(ordered.folder)
+def test_a_regression_leaves_its_error_instead_of_an_accuracy(algo: str, job: Callable[..., Job]) -> None:
+    made = job("data=sinusoid", f"algo={algo}", *SMALL, "test.tasks=6")
+    run(made)
+    record = result_of(made.folder)
     check_record(record)
     assert record["test"]["mse"]["mean"] > 0 and "accuracy" not in record["test"]
     assert record["protocol"]["norm"] == "no batch statistics"
 
 
-def test_every_algorithm_is_tested_on_the_same_episodes(order: Callable[..., Order], images: tuple[str, ...]) -> None:
+def test_every_algorithm_is_tested_on_the_same_episodes(job: Callable[..., Job], images: tuple[str, ...]) -> None:
     names: dict[str, set[str]] = {}
     groups = {
         "same": [("algo=maml",), ("algo=transfer",), ("algo=mtl", "seed=5"), ("algo=reptile", "norm_stats=support")],
@@ -112,91 +115,92 @@ def test_every_algorithm_is_tested_on_the_same_episodes(order: Callable[..., Ord
     }
     for label, overrides in groups.items():
         for given in overrides:
-            record = run(order(*given, *images, *SMALL, *TINY, "train.steps=1", "test.adapt_steps=1"))
+            record = run(job(*given, *images, *SMALL, *TINY, "train.steps=1", "test.adapt_steps=1"))
             names.setdefault(label, set()).add(record["protocol"]["episodes"])
     assert len(names["same"]) == len(names["other"]) == 1 and names["same"] != names["other"]
 
 
 def test_the_checkpoint_that_validation_chose_is_tested(
-    order: Callable[..., Order], images: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Job], images: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Validation scores are made to fall, so the best is the first, at step 2 of 4."""
     tested: list[Any] = []
     scores = iter([0.9, 0.1])
     true = run_module.evaluate
 
-    def watched(algo: Any, params: Any, *args: Any, **keys: Any) -> dict[str, Any]:
-        found = true(algo, params, *args, **keys)
-        if len(args) > 4:  # validation names its marks
-            return {**found, "accuracy": {**found["accuracy"], "mean": next(scores)}}
-        tested.append(params)
+    def watched(algo: Any, params: Any, exam: Any, *args: Any) -> Verdict:
+        found = true(algo, params, exam, *args)
+        if len(next(iter(exam.draw.values()))) == 4:  # validation
+            return found._replace(scores={**found.scores, "accuracy": {"mean": next(scores)}})
+        tested.append({name: p.clone() for name, p in params.items()})
         return found
 
     monkeypatch.setattr(run_module, "evaluate", watched)
-    ordered = order(*images, *SMALL, *TINY)
-    record = run(ordered)
-    best, last = (checkpoint.load(ordered.folder / "checkpoints" / name)["params"] for name in ("best.pt", "last.pt"))
+    made = job(*images, *SMALL, *TINY)
+    record = run(made)
+    best, last = (checkpoint.load(made.folder / "checkpoints" / name)["params"] for name in ("best.pt", "last.pt"))
     assert record["val"]["step"] == 2 and record["steps"] == 4
-    assert all(p.equal(best[name]) for name, p in tested[0].items())
-    assert not all(p.equal(last[name]) for name, p in tested[0].items())
+    assert all(p.equal(best[name]) for name, p in tested[-1].items())
+    assert not all(p.equal(last[name]) for name, p in tested[-1].items())
 
 
-def test_a_failure_is_recorded(order: Callable[..., Order], monkeypatch: pytest.MonkeyPatch) -> None:
-    ordered = order("data=sinusoid", *SMALL, "optim=sgd", "optim.lr=1e30")
+def test_a_failure_is_recorded(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = job("data=sinusoid", *SMALL, "optim=sgd", "optim.lr=1e30")
     with pytest.raises(UserError, match="the loss is no number at step"):
-        run(ordered)
-    record = result_of(ordered.folder)
+        run(made)
+    record = result_of(made.folder)
     assert set(record) == KEYS and record["status"] == "failed"
     assert "the loss is no number at step" in record["error"]
     assert record["test"] is None and record["protocol"]["ways"] == 1
 
 
-def test_a_run_that_could_not_begin_is_recorded_too(order: Callable[..., Order]) -> None:
-    ordered = order("data=folder", "data.root=nowhere", *SMALL)
+def test_a_run_that_could_not_begin_is_recorded_too(job: Callable[..., Job]) -> None:
+    made = job("data=folder", "data.root=nowhere", *SMALL)
     with pytest.raises(UserError, match=r"data\.root=nowhere does not exist"):
-        run(ordered)
-    record = result_of(ordered.folder)
+        run(made)
+    record = result_of(made.folder)
     assert set(record) == KEYS and record["status"] == "failed" and record["protocol"] is None
 
 
-def test_a_bug_leaves_its_traceback(order: Callable[..., Order], monkeypatch: pytest.MonkeyPatch) -> None:
-    ordered = order("data=sinusoid", *SMALL)
+def test_a_bug_leaves_its_traceback(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
+    made = job("data=sinusoid", *SMALL)
     monkeypatch.setattr(run_module, "evaluate", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
-        run(ordered)
-    assert "ZeroDivisionError" in result_of(ordered.folder)["error"]
+        run(made)
+    assert "ZeroDivisionError" in result_of(made.folder)["error"]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupted_run_is_recorded_and_resumes(
-    number: signal.Signals, order: Callable[..., Order], monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals, job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     overrides = ("data=sinusoid", *SMALL, "test.tasks=6")
-    whole = run(order(*overrides, name="whole"))
-    ordered, true = order(*overrides), run_module.evaluate
+    whole = run(job(*overrides, name="whole"))
+    made, true = job(*overrides), run_module.evaluate
 
-    def interrupted(*args: Any) -> dict[str, Any]:
-        os.kill(os.getpid(), number)  # while it validates
+    def interrupted(*args: Any) -> Any:
+        if len(args) > 4:  # while it validates
+            os.kill(os.getpid(), number)
         return true(*args)
 
     monkeypatch.setattr(run_module, "evaluate", interrupted)
     with pytest.raises(Stopped) as stopped:
-        run(ordered)
-    assert stopped.value.signal == number and stopped.value.folder == ordered.folder
-    record = result_of(ordered.folder)
+        run(made)
+    assert stopped.value.signal == number and stopped.value.folder == made.folder
+    record = result_of(made.folder)
     assert set(record) == KEYS and record["status"] == "interrupted" and record["error"] is None
     assert record["steps"] == 2 and record["test"] is None
     monkeypatch.setattr(run_module, "evaluate", true)
-    again = order(*overrides, f"resume='{ordered.folder}'")
+    again = job(*overrides, f"resume='{made.folder}'")
     assert run(again)["test"] == whole["test"]
-    assert result_of(ordered.folder)["status"] == "completed"
-    assert rows_of(ordered.folder) == rows_of(order(name="whole").folder)
+    assert result_of(made.folder)["status"] == "completed"
+    assert rows_of(made.folder) == rows_of(job(name="whole").folder)
 
 
 def test_a_signal_during_the_last_step_spares_the_meta_test(
-    order: Callable[..., Order], monkeypatch: pytest.MonkeyPatch
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    ordered, true = order("data=sinusoid", *SMALL, "test.tasks=6"), run_module.result.progress
+    made, true = job("data=sinusoid", *SMALL, "test.tasks=6"), run_module.result.progress
 
     def late(*args: Any) -> dict[str, Any]:
         os.kill(os.getpid(), signal.SIGINT)
@@ -204,8 +208,8 @@ def test_a_signal_during_the_last_step_spares_the_meta_test(
 
     monkeypatch.setattr(run_module.result, "progress", late)
     with pytest.raises(Stopped):
-        run(ordered)
-    record = result_of(ordered.folder)
+        run(made)
+    record = result_of(made.folder)
     assert record["status"] == "interrupted" and record["steps"] == 4 and record["test"] is None
 
 
@@ -217,14 +221,14 @@ FROM_DISK = ("data.resident=false", "train.steps=6")
 
 @pytest.mark.parametrize("algo", ["maml", "transfer"])
 def test_images_on_disk_give_the_run_of_images_in_memory(
-    algo: str, order: Callable[..., Order], images: tuple[str, ...]
+    algo: str, job: Callable[..., Job], images: tuple[str, ...]
 ) -> None:
     keys = (f"algo={algo}", *images, *SMALL, *TINY, "backbone.dropout=0.3", "train.steps=6")
     found = []
     for name, resident in (("memory", "true"), ("disk", "false")):
-        ordered = order(*keys, f"data.resident={resident}", name=name)
-        record = run(ordered)
-        params = checkpoint.load(ordered.folder / "checkpoints" / "last.pt")["params"]
+        made = job(*keys, f"data.resident={resident}", name=name)
+        record = run(made)
+        params = checkpoint.load(made.folder / "checkpoints" / "last.pt")["params"]
         found.append({"params": params, "test": record["test"], "val": record["val"], "named": record["protocol"]})
     assert equal(*found)
 
@@ -300,7 +304,7 @@ def equal(one: Any, other: Any) -> bool:
 
 @pytest.mark.parametrize("problem", ["sinusoid", "images with dropout"])
 def test_resume_after_sigkill_is_bit_identical(
-    problem: str, tmp_path: Path, images: tuple[str, ...], order: Callable[..., Order]
+    problem: str, tmp_path: Path, images: tuple[str, ...], job: Callable[..., Job]
 ) -> None:
     """Killed by a clock, so at another point each time."""
     overrides, points = (SINUSOID, (20, 90)) if problem == "sinusoid" else ((*images, *DROPOUT), (15,))
@@ -322,10 +326,10 @@ def test_resume_after_sigkill_is_bit_identical(
 # It learns
 
 
-def test_maml_halves_the_error_on_sinusoids(order: Callable[..., Order]) -> None:
+def test_maml_halves_the_error_on_sinusoids(job: Callable[..., Job]) -> None:
     keys = ("data=sinusoid", *SMALL, "val.tasks=50", "test.tasks=200", "optim.lr=0.01")
-    start = run(order(*keys, "train.steps=1", "optim.lr=0", name="start"))
-    end = run(order(*keys, "train.steps=300", "val.every=300"))
+    start = run(job(*keys, "train.steps=1", "optim.lr=0", name="start"))
+    end = run(job(*keys, "train.steps=300", "val.every=300"))
     assert start["protocol"]["episodes"] == end["protocol"]["episodes"]
     assert end["test"]["mse"]["mean"] < start["test"]["mse"]["mean"] / 2
     by_step = [row["mse"]["mean"] for row in end["test"]["by_step"]]
@@ -333,13 +337,13 @@ def test_maml_halves_the_error_on_sinusoids(order: Callable[..., Order]) -> None
 
 
 def test_every_algorithm_beats_chance_on_easy_images(
-    algo_name: str, order: Callable[..., Order], images: tuple[str, ...]
+    algo_name: str, job: Callable[..., Job], images: tuple[str, ...]
 ) -> None:
     """Chance on 3 ways is 1/3; the interval's lower end is above half."""
     keys = ("data.ways=3", "data.size=12", "data.colour=false", "backbone.channels=[8,8,8,8]", "test.tasks=60")
     budget = ("train.steps=60", "val.every=60", "train.tasks=8", "optim.lr=0.01")
     if algo_name == "reptile":
         budget = ("train.steps=60", "val.every=60", "train.tasks=4", "train.shots=4", "algo.inner_lr=0.01")
-    record = run(order(f"algo={algo_name}", *images, *SMALL, *keys, *budget))
+    record = run(job(f"algo={algo_name}", *images, *SMALL, *keys, *budget))
     accuracy = record["test"]["accuracy"]
     assert accuracy["mean"] - accuracy["ci95"] > 0.5

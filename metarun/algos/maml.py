@@ -15,15 +15,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from metarun.maths.inner import last, sgd
-from metarun.maths.losses import judge
+from metarun.maths.inner import query_grad, sgd
 from metarun.maths.net import Net, width
-from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params
+from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params, learned
 
 
 @dataclass(frozen=True)
@@ -36,14 +35,12 @@ class MAML:
     adapt_norm: bool
     remat: bool
 
-    trains_on: ClassVar[str] = "episodes"
-
     def init(self, generator: torch.Generator) -> Params:
         return self.net.init(generator)
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
         lr = self.inner_lr * (width(self.net.heads) if self.inner_loss == "sum" else 1)
-        adapted = params.keys() if self.adapt_norm else params.keys() - self.net.norm_names
+        adapted = learned(params).keys() - (set() if self.adapt_norm else self.net.norm_names)
 
         def loss(fast: Params, support: Batch, _: int) -> Tensor:
             return self.net.loss(fast, support)
@@ -55,8 +52,4 @@ class MAML:
         return self.net(fast, x)
 
     def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
-        def loss(params: Params, task: Episode) -> tuple[Tensor, Metrics]:
-            fast = last(self.adapt(params, task.support, self.inner_steps))
-            return judge(self.net.heads, self.predict(fast, task.query.x), task.query.y)
-
-        return parallel.mean_grad(loss, params, episode)
+        return query_grad(self, params, episode, parallel, self.inner_steps)

@@ -1,10 +1,11 @@
-"""Multi-task learning by hard parameter sharing: one trunk, one head for each of a fixed set of tasks.
+"""Multi-task learning by hard parameter sharing: one trunk, and a head for each task.
 
-    gradient of  mean over the batch's tasks t of L(head_t ∘ trunk)      meta_grad
-    a new task: a new head on unit features, φₖ₊₁ = φₖ − α ∇L_support(φₖ)      adapt
+    Σ_h w_h ∇L_h(head_h ∘ trunk)  over the heads h of this step, w by `balance`     meta_grad
+    a new task: a new head on unit features, φₖ₊₁ = φₖ − α ∇L_support(φₖ)             adapt
 
-α is `inner_lr`. A group of classes (an alphabet of Omniglot) is a task; all are trained jointly. `test_adapt: head`
-keeps the trunk and fits the new head, `all` fine-tunes everything.
+α is `inner_lr`. The tasks are groups of classes (the alphabets of Omniglot), each with images of its own, or several
+targets of one image: what `trains_on` names first and the data set has. Where the tasks to be tested are those that
+were trained, their heads are kept. `test_adapt: head` keeps the trunk and fits the heads, `all` fine-tunes everything.
 
 Caruana: Multitask Learning. Machine Learning 28, 1997.
 """
@@ -13,40 +14,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from metarun.maths.fit import fit_all, fit_head, read_head, unit_features
-from metarun.maths.losses import judge
+from metarun.maths import new_head
+from metarun.maths.balanced import balanced
+from metarun.maths.losses import by_head
 from metarun.maths.net import Net
-from metarun.types import Batch, Heads, Metrics, Outputs, ParallelMap, Params
+from metarun.types import Balance, Batch, Metrics, Outputs, ParallelMap, Params, Score
 
 
 @dataclass(frozen=True)
 class MultiTask:
     net: Net
-    task_heads: Heads
+    balance: Balance
     inner_lr: float
     test_adapt: Literal["head", "all"]
 
-    trains_on: ClassVar[str] = "group"
-
     def init(self, generator: torch.Generator) -> Params:
-        return self.net.with_heads(self.task_heads).init(generator)
+        return {**self.net.init(generator), **self.balance.init(len(self.net.trained))}
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
-        fit = fit_head if self.test_adapt == "head" else fit_all
-        return fit(self.net, params, support, self.inner_lr, steps)
+        return new_head.fit(self.net, params, support, self.inner_lr, steps, self.test_adapt)
 
     def predict(self, fast: Params, x: Tensor) -> Outputs:
-        return read_head(self.net, fast, unit_features(self.net, fast, x))
+        return new_head.predict(self.net, fast, x)
 
     def meta_grad(self, params: Params, batch: Batch, parallel: ParallelMap) -> tuple[Params, Metrics]:
-        shared = self.net.with_heads(self.task_heads)
+        def score(params: Params, task: Batch) -> Score:
+            return by_head(self.net.heads, self.net(params, task.x), task.y)
 
-        def loss(params: Params, task: Batch) -> tuple[Tensor, Metrics]:
-            return judge(self.task_heads, shared(params, task.x), task.y)
-
-        return parallel.mean_grad(loss, params, batch)
+        several = len(batch.x) > 1  # tasks with inputs of their own; else one batch that all heads share
+        return balanced(self.balance, score, params, batch, parallel, self.net.shared(params), several)

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from torch import Tensor
 from metarun.maths.inner import adam, last, sgd
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
-from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params
+from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params, learned
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,6 @@ class Reptile:
     inner_steps: int
     inner_batch: int
 
-    trains_on: ClassVar[str] = "episodes"
-
     def init(self, generator: torch.Generator) -> Params:
         return self.net.init(generator)
 
@@ -44,14 +42,16 @@ class Reptile:
         size = min(self.inner_batch, rows)
 
         def loss(fast: Params, support: Batch, step: int) -> Tensor:
+            if size == rows:
+                return self.net.loss(fast, support)
             chosen = torch.arange(step * size, (step + 1) * size, device=support.x.device) % rows
             y = {head: target[chosen] for head, target in support.y.items()}
             return self.net.loss(fast, Batch(support.x[chosen], y))
 
         if self.inner_optim == "adam":
-            trajectory = adam(loss, params, support, self.inner_lr, steps, list(params))
+            trajectory = adam(loss, params, support, self.inner_lr, steps, learned(params))
         else:
-            trajectory = sgd(loss, params, support, self.inner_lr, steps, list(params), first_order=True)
+            trajectory = sgd(loss, params, support, self.inner_lr, steps, learned(params), first_order=True)
         for fast in trajectory:
             yield self.net.given(fast, support)
 
@@ -62,7 +62,7 @@ class Reptile:
         def move(params: Params, task: Episode) -> tuple[Params, Metrics]:
             fast = last(self.adapt(params, task.support, self.inner_steps))
             _, metrics = judge(self.net.heads, self.predict(fast, task.query.x), task.query.y)
-            return {name: params[name] - fast[name] for name in params}, metrics
+            return {name: params[name] - fast[name] for name in learned(params)}, metrics
 
         with torch.no_grad():
             return parallel.mean(move, params, episode)

@@ -1,6 +1,6 @@
 """Transfer: ordinary supervised training on all training classes, the baseline every comparison needs.
 
-    gradient of  L(head ∘ trunk) over all classes at once                    meta_grad
+    ∇L(head ∘ trunk) over all classes at once                                  meta_grad
     a new task: a new head on unit features, φₖ₊₁ = φₖ − α ∇L_support(φₖ)      adapt
 
 α is `inner_lr`. `test_adapt: head` keeps the trunk and fits the new head, `all` fine-tunes everything.
@@ -12,40 +12,34 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from metarun.maths.fit import fit_all, fit_head, read_head, unit_features
+from metarun.maths import new_head
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
-from metarun.types import Batch, Heads, Metrics, Outputs, ParallelMap, Params
+from metarun.types import Batch, Metrics, Outputs, ParallelMap, Params
 
 
 @dataclass(frozen=True)
 class Transfer:
     net: Net
-    task_heads: Heads
     inner_lr: float
     test_adapt: Literal["head", "all"]
 
-    trains_on: ClassVar[str] = "all"
-
     def init(self, generator: torch.Generator) -> Params:
-        return self.net.with_heads(self.task_heads).init(generator)
+        return self.net.init(generator)
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
-        fit = fit_head if self.test_adapt == "head" else fit_all
-        return fit(self.net, params, support, self.inner_lr, steps)
+        return new_head.fit(self.net, params, support, self.inner_lr, steps, self.test_adapt)
 
     def predict(self, fast: Params, x: Tensor) -> Outputs:
-        return read_head(self.net, fast, unit_features(self.net, fast, x))
+        return new_head.predict(self.net, fast, x)
 
     def meta_grad(self, params: Params, batch: Batch, parallel: ParallelMap) -> tuple[Params, Metrics]:
-        shared = self.net.with_heads(self.task_heads)
-
         def loss(params: Params, task: Batch) -> tuple[Tensor, Metrics]:
-            return judge(self.task_heads, shared(params, task.x), task.y)
+            return judge(self.net.heads, self.net(params, task.x), task.y)
 
         return parallel.mean_grad(loss, params, batch)

@@ -50,6 +50,11 @@ class CNN(nn.Module):
         self.hidden = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
         self.features = widths[-1]
 
+    @property
+    def stages(self) -> nn.Sequential:
+        """What computes the feature maps."""
+        return self.blocks
+
     def forward(self, x: Tensor) -> Tensor:
         x = self.blocks(x)
         x = self.dropout(x.flatten(1) if self.flatten else x.mean((2, 3)))

@@ -29,7 +29,7 @@ from metarun.engine.ranks import Team, join
 from metarun.errors import UserError
 
 if TYPE_CHECKING:
-    from metarun.run import Order
+    from metarun.settings import Job
 
 HERE = Path(metarun.__file__).parent
 CONF = HERE / "conf" if (HERE / "conf").is_dir() else HERE.parent / "conf"
@@ -70,10 +70,12 @@ def _hydra(arguments: list[str]) -> int:
     OmegaConf.register_new_resolver("metarun.label", command_line.label, replace=True)
     OmegaConf.register_new_resolver("metarun.sweep", command_line.sweep_name, replace=True)
     team = join()
-    OmegaConf.register_new_resolver("metarun.free", lambda f: team.lead(partial(free, f)), replace=True, use_cache=True)
+    OmegaConf.register_new_resolver(
+        "metarun.free", lambda f: team.broadcast(partial(free, f)), replace=True, use_cache=True
+    )
     tally = Tally()
     try:
-        sys.argv[1:] = team.lead(partial(_rewritten, arguments, team))
+        sys.argv[1:] = team.broadcast(partial(_rewritten, arguments, team))
         if team.rank:
             sys.argv.append("hydra.output_subdir=null")
         sys.path += command_line.places_of_code(sys.argv[1:])
@@ -136,14 +138,14 @@ def free(folder: str) -> str:
     raise AssertionError("there are always more numbers")
 
 
-def _order(config: DictConfig, team: Team) -> Order:
-    from metarun.run import Order
+def _order(config: DictConfig, team: Team) -> Job:
+    from metarun.settings import Job
 
     plain = _plain(config)
     settings.check_sections(plain)
     runtime = HydraConfig.get().runtime
     folder = Path(runtime.output_dir)
-    return Order(
+    return Job(
         config=plain,
         choices={group: str(choice) for group, choice in runtime.choices.items()},
         test_data=_test_data(config),

@@ -36,6 +36,14 @@ class SinusoidData:
     device: torch.device
 
     @property
+    def offers(self) -> tuple[str, ...]:
+        return ("episodes",)
+
+    @property
+    def metric(self) -> str:
+        return "mse"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return (1,)
 

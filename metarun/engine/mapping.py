@@ -1,28 +1,31 @@
-"""The mapping of one task's function over many tasks."""
+"""One task's function, applied to the tasks of a step: mapped over this rank's share, summed over all ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
-from metarun.maths.gradient import grad
-from metarun.types import Metrics, Params
+from metarun.engine.ranks import ALONE, Team
+from metarun.maths.gradient import grad, leaves_of, slope_of_each
+from metarun.maths.losses import mean
+from metarun.types import Metrics, Params, Score
 
 
 @dataclass(frozen=True)
 class Parallel:
-    """Maps one task's function over T tasks: `vmap` over `chunk` tasks at a time, or a plain `loop`.
+    """Applies one task's function to T tasks: `vmap` over `chunk` tasks at a time, or a plain `loop`.
 
     Memory is bounded by the chunk; the result does not depend on it (up to rounding).
     """
 
     mode: str
     chunk: int
+    team: Team = field(default=ALONE, compare=False)
 
     def __str__(self) -> str:
         return "loop" if self.mode == "loop" else f"vmap chunk {self.chunk}"
@@ -32,7 +35,7 @@ class Parallel:
             yield tree_map(lambda t, a=start: t[a : a + self.chunk], tasks)
 
     def stack(self, fn: Callable[..., Any], params: Params, tasks: Any) -> Any:
-        """fn(params, task) for every task, results stacked: [T, ...]."""
+        """fn(params, task) for each of this rank's tasks, results stacked: [T, ...]."""
         if self.mode == "loop":
             total = len(tree_leaves(tasks)[0])
             each = [fn(params, tree_map(lambda t, i=i: t[i], tasks)) for i in range(total)]
@@ -41,28 +44,83 @@ class Parallel:
         parts = [mapped(params, piece) for piece in self._pieces(tasks)]
         return parts[0] if len(parts) == 1 else tree_map(lambda *leaves: torch.cat(leaves), *parts)
 
+    def total(self, tree: Any) -> Any:
+        """The sum over ranks of each tensor."""
+        return self.team.total(tree)
+
     def mean(self, fn: Callable[..., Any], params: Params, tasks: Any) -> Any:
-        """Mean over tasks of fn(params, task)."""
-        total = len(tree_leaves(tasks)[0])
+        """Mean over all ranks' tasks of fn(params, task)."""
+        count = len(tree_leaves(tasks)[0])
         sums = None
         for piece in self._pieces(tasks):
             part = tree_map(lambda t: t.sum(0), self.stack(fn, params, piece))
             sums = part if sums is None else tree_map(torch.add, sums, part)
-        return tree_map(lambda t: t / total, sums)
+        return self.team.mean(tree_map(lambda t: t / count, sums), _rows(tasks))
 
     def mean_grad(
         self, loss: Callable[[Params, Any], tuple[Tensor, Metrics]], params: Params, tasks: Any
     ) -> tuple[Params, Metrics]:
         """∇ of the mean over tasks of loss(params, task), and the mean of what loss returns beside it."""
-        total = len(tree_leaves(tasks)[0])
+        count = len(tree_leaves(tasks)[0])
         sums: tuple[Params, Metrics] | None = None
         for piece in self._pieces(tasks):
 
             def share(leaves: Params, piece: Any = piece) -> tuple[Tensor, Metrics]:
                 losses, metrics = self.stack(loss, leaves, piece)
-                return losses.sum() / total, {name: m.sum(0) / total for name, m in metrics.items()}
+                return losses.sum() / count, {name: m.sum(0) / count for name, m in metrics.items()}
 
             part = grad(share, params)
             sums = part if sums is None else tree_map(torch.add, sums, part)
         assert sums is not None
-        return sums
+        return self.team.mean(sums, _rows(tasks))
+
+    def losses(
+        self, score: Callable[[Params, Any], Score], params: Params, tasks: Any
+    ) -> tuple[Tensor, Tensor, Metrics]:
+        """Each head's mean loss over the rows of all ranks [H], with the graph of this rank's; rows [H]; metrics."""
+        return self._over_rows(self.stack(score, params, tasks))
+
+    def slopes(
+        self, score: Callable[[Params, Any], Score], params: Params, tasks: Any, disjoint: bool
+    ) -> tuple[Tensor, Tensor, Metrics, Params]:
+        """`losses`, and the slope of each: [H, ...] by name. With `disjoint` tasks, one slope for each is enough."""
+        if not disjoint:
+            leaves = leaves_of(params)
+            losses, rows, metrics = self.losses(score, {**params, **leaves}, tasks)
+            return losses.detach(), rows, metrics, self.total(slope_of_each(losses, leaves))
+
+        def slope(params: Params, task: Any) -> tuple[Params, Score]:
+            def summed(params: Params) -> tuple[Tensor, Score]:
+                found = score(params, task)
+                total = torch.stack([found.losses[name] * rows for name, rows in found.rows.items()]).sum()
+                return total, tree_map(torch.Tensor.detach, found)
+
+            return grad(summed, params)
+
+        of_tasks, found = self.stack(slope, params, tasks)
+        losses, rows, metrics = self._over_rows(found)
+        owner = torch.stack([(r > 0).to(r.dtype) for r in found.rows.values()]) / rows.clamp(min=1)[:, None]  # [H, T]
+        of_heads = {name: torch.tensordot(owner.to(g.dtype), g, 1) for name, g in of_tasks.items()}
+        return losses, rows, metrics, self.total(of_heads)
+
+    def _over_rows(self, found: Score) -> tuple[Tensor, Tensor, Metrics]:
+        """Scores of this rank's tasks [T] -> losses [H] and metrics over the rows of all tasks of all ranks."""
+        rows = torch.stack([r.sum() for r in found.rows.values()])
+        sums = torch.stack([(found.losses[name] * r).sum() for name, r in found.rows.items()])
+        metrics = {n: {k: (m * found.rows[n]).sum() for k, m in own.items()} for n, own in found.metrics.items()}
+        if self.team.size > 1:
+            rows, everyone, metrics = self.total((rows, sums.detach(), metrics))
+            sums = everyone + sums - sums.detach()  # the value of all ranks, the graph of this one
+        losses = sums / rows.clamp(min=1)
+        each = dict(zip(found.losses, zip(losses, rows, strict=True), strict=True))
+        whole = Score(
+            {name: one for name, (one, _) in each.items()},
+            {name: known for name, (_, known) in each.items()},
+            {name: {k: m / each[name][1].clamp(min=1) for k, m in own.items()} for name, own in metrics.items()},
+        )
+        return losses, rows, mean(whole)[1]
+
+
+def _rows(tasks: Any) -> int:
+    """What a rank's share weighs: its tasks, or its rows where all ranks share the rows of one."""
+    return tree_leaves(tasks)[0].shape[:2].numel()

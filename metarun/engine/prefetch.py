@@ -13,7 +13,7 @@ from torch.utils._pytree import tree_leaves
 Item = TypeVar("Item")
 
 
-def ahead(make: Callable[[Item], Any], items: Iterable[Item], device: torch.device) -> Generator[Any, None, None]:
+def prefetched(make: Callable[[Item], Any], items: Iterable[Item], device: torch.device) -> Generator[Any, None, None]:
     """As map(make, items), but each is begun when the one before it is asked for. Closing it waits for the thread.
 
     On CUDA `make` has a stream of its own: on the common one it would queue behind the work it is to run beside.

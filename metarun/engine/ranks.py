@@ -42,43 +42,44 @@ class Team:
     size: int = 1
     store: Any = None
 
-    def lead(self, make: Callable[[], T]) -> T:
-        """What the first rank makes, for all."""
+    def broadcast(self, make: Callable[[], T]) -> T:
+        """What `make` returns on the first rank, on every rank."""
         if self.size == 1:
             return make()
         made: list[Any] = [None if self.rank else make()]
-        with _others() as dist:
+        with others() as dist:
             dist.broadcast_object_list(made, src=0)
         return made[0]
 
-    def agree(self, seconds: float, number: int | None) -> tuple[float, int | None]:
-        """The first rank's clock, and the signal that came to any rank."""
+    def agreed(self, seconds: float, signal: int | None) -> tuple[float, int | None]:
+        """The same on every rank: the first rank's clock, and the signal that came to any of them."""
         if self.size == 1:
-            return seconds, number
+            return seconds, signal
         import torch
 
-        words = torch.tensor([0.0 if self.rank else seconds, number or 0], dtype=torch.float64)
-        with _others() as dist:
+        words = torch.tensor([0.0 if self.rank else seconds, signal or 0], dtype=torch.float64)
+        with others() as dist:
             dist.all_reduce(words, dist.ReduceOp.MAX)
         if words[1]:
             _deaf()
         return words[0].item(), int(words[1]) or None
 
-    def wait(self) -> None:
-        """For all."""
-        self.agree(0.0, None)
+    def barrier(self) -> None:
+        """Returns once every rank has called it."""
+        self.agreed(0.0, None)
 
     @contextmanager
     def in_turn(self) -> Iterator[None]:
         """The first rank, then all others: what it downloads and decodes, they find in the cache."""
         if self.rank:
-            self.wait()
+            self.barrier()
         yield
         if not self.rank:
-            self.wait()
+            self.barrier()
 
     def share(self, total: int) -> slice:
-        """This rank's of a meta-step's tasks; the first one's is never smaller than another's."""
+        """Which of a meta-step's `total` tasks this rank works on. No share differs from another by more than one task,
+        and the first rank's is never smaller than another's."""
         if total < self.size:
             raise UserError(
                 f"a meta-step of {total} {'task' if total == 1 else 'tasks'} cannot be shared by {self.size} ranks. "
@@ -86,35 +87,50 @@ class Team:
             )
         return slice(-(-self.rank * total // self.size), -(-(self.rank + 1) * total // self.size))
 
-    def mean(self, trees: T, weight: float) -> T:
-        """The mean over all ranks of trees of tensors, each with its rank's weight: one all-reduce."""
+    def mean(self, tree: T, count: int) -> T:
+        """The mean over ranks of each tensor; every rank's counts `count` times. One all-reduce."""
         if self.size == 1:
-            return trees
+            return tree
+        return self._reduced(tree, count)
+
+    def total(self, tree: T) -> T:
+        """The sum over ranks of each tensor. One all-reduce."""
+        if self.size == 1:
+            return tree
+        return self._reduced(tree, None)
+
+    def _reduced(self, tree: T, count: int | None) -> T:
+        """All tensors as one vector through a functional collective: a plain one, traced, is dropped without a word."""
         import torch
+        from torch.distributed import _functional_collectives as functional
         from torch.utils._pytree import tree_flatten, tree_unflatten
 
-        leaves, form = tree_flatten(trees)
-        flat = torch.cat([leaf.flatten() for leaf in leaves]) * weight
-        with _others() as dist:
-            dist.all_reduce(flat)
+        leaves, form = tree_flatten(tree)
+        flat = torch.cat([leaf.detach().flatten() for leaf in leaves])
+        if count is not None:
+            flat = torch.cat([flat, flat.new_ones(1)]) * count
+        with others() as dist:
+            flat = functional.wait_tensor(functional.all_reduce(flat, "sum", dist.group.WORLD))
+        if count is not None:
+            flat = flat[:-1] / flat[-1]
         parts = flat.split([leaf.numel() for leaf in leaves])
         return tree_unflatten([p.view_as(leaf).to(leaf.dtype) for p, leaf in zip(parts, leaves, strict=True)], form)
 
     def deal(self, total: int) -> Tensor:
-        """This rank's of the tasks to evaluate, as many as every other's: the last ones may be double."""
+        """Indices this rank evaluates. All ranks get equally many; the surplus repeats and is cut by `gather`."""
         import torch
 
         each = -(-total // self.size)
         return (torch.arange(each) + self.rank * each) % total
 
     def gather(self, values: Tensor, total: int) -> Tensor:
-        """The values of all tasks that were dealt, in their order."""
+        """The values of all ranks' tasks, in the order of the `total` tasks that were dealt."""
         if self.size == 1:
             return values
         import torch
 
         parts = [torch.empty_like(values) for _ in range(self.size)]
-        with _others() as dist:
+        with others() as dist:
             dist.all_gather(parts, values)
         return torch.cat(parts)[:total]
 
@@ -126,7 +142,7 @@ class Team:
 
     def leave(self) -> None:
         if self.size > 1:
-            with _others() as dist:
+            with others() as dist:
                 dist.destroy_process_group()
 
 
@@ -155,7 +171,7 @@ def join() -> Team:
 
 
 @contextmanager
-def _others() -> Iterator[Any]:
+def others() -> Iterator[Any]:
     """torch.distributed, whose errors mean that another rank is gone."""
     import torch.distributed as dist
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
-from metarun.types import Metrics, Params
+from metarun.types import Params, learned
 
 
 def gradient(loss: Callable[..., Tensor], params: Params, adapted: Collection[str], *args: Any) -> Params:
@@ -21,12 +21,18 @@ def gradient(loss: Callable[..., Tensor], params: Params, adapted: Collection[st
     def value(moving: Sequence[Tensor], fixed: Params, *args: Any) -> Tensor:
         return loss({**fixed, **dict(zip(names, moving, strict=True))}, *args)
 
-    further = torch.is_grad_enabled()
+    create_graph = torch.is_grad_enabled()
     if not mapped():
-        slope = _slope(lambda moving: value(moving, fixed, *args), moving, further)
+        slope = _slope(lambda moving: value(moving, fixed, *args), moving, create_graph)
     elif any(map(torch._C._functorch.is_batchedtensor, moving)):
         leaves, form = tree_flatten((moving, fixed, *args))
-        slope = Beneath.apply(lambda *leaves: value(*tree_unflatten(list(leaves), form)), len(moving), further, *leaves)
+
+        def of_leaves(*leaves: Tensor) -> Tensor:
+            return value(*tree_unflatten(list(leaves), form))
+
+        slope = GradientBeneathVmap.apply(
+            lambda *leaves: value(*tree_unflatten(list(leaves), form)), len(moving), create_graph, *leaves
+        )
     else:  # what all tasks share is computed for all of them at once
         slope = torch.func.grad(value)(moving, fixed, *args)
     return dict(zip(names, slope, strict=True))
@@ -37,14 +43,14 @@ def mapped() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _slope(value: Callable[[list[Tensor]], Tensor], moving: list[Tensor], further: bool) -> tuple[Tensor, ...]:
-    """∇ value(moving) by autograd; it can be differentiated `further`."""
+def _slope(value: Callable[[list[Tensor]], Tensor], moving: list[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
+    """∇ value(moving) by autograd, itself differentiable with `create_graph`."""
     with torch.enable_grad():
         moving = [p if p.requires_grad else p.detach().requires_grad_() for p in moving]
-        return torch.autograd.grad(value(moving), moving, create_graph=further, materialize_grads=True)
+        return torch.autograd.grad(value(moving), moving, create_graph=create_graph, materialize_grads=True)
 
 
-class Beneath(torch.autograd.Function):
+class GradientBeneathVmap(torch.autograd.Function):
     """∇ of every task's value by the first `count` of its tensors, taken by autograd beneath vmap.
 
     Tasks share none of these tensors, so the sum of their values has the gradients of all. torch.func.grad inside vmap
@@ -52,7 +58,7 @@ class Beneath(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(value: Callable[..., Tensor], count: int, further: bool, *leaves: Tensor) -> None:
+    def forward(value: Callable[..., Tensor], count: int, create_graph: bool, *leaves: Tensor) -> None:
         raise NotImplementedError("this is called inside vmap only")
 
     @staticmethod
@@ -64,14 +70,14 @@ class Beneath(torch.autograd.Function):
         dims: tuple[int | None, ...],
         value: Callable[..., Tensor],
         count: int,
-        further: bool,
+        create_graph: bool,
         *leaves: Tensor,
     ) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
         own, rest = dims[3 : 3 + count], dims[3 + count :]
         each = torch.vmap(value, in_dims=(*[0] * count, *rest), randomness=info.randomness)
         with torch.enable_grad():  # a view made without is no node of the graph
             moving = [of_each(p, dim, info.batch_size) for p, dim in zip(leaves, own, strict=False)]
-        return _slope(lambda moving: each(*moving, *leaves[count:]).sum(), moving, further), (0,) * count
+        return _slope(lambda moving: each(*moving, *leaves[count:]).sum(), moving, create_graph), (0,) * count
 
 
 def of_each(t: Tensor, dim: int | None, tasks: int) -> Tensor:
@@ -79,9 +85,24 @@ def of_each(t: Tensor, dim: int | None, tasks: int) -> Tensor:
     return t.expand(tasks, *t.shape) if dim is None else t.movedim(dim, 0)
 
 
-def grad(fn: Callable[[Params], tuple[Tensor, Metrics]], params: Params) -> tuple[Params, Metrics]:
-    """∇ of the first of what fn(params) returns, and the second: metrics."""
-    leaves = {name: p.detach().requires_grad_() for name, p in params.items()}
-    loss, metrics = fn(leaves)
+def grad(fn: Callable[[Params], tuple[Tensor, Any]], params: Params) -> tuple[Params, Any]:
+    """fn returns (loss, rest); returns (∇loss by the learned entries, rest)."""
+    if mapped():
+        return torch.func.grad(lambda own: fn({**params, **own}), has_aux=True)(learned(params))
+    leaves = leaves_of(params)
+    loss, rest = fn({**params, **leaves})
     slope = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
-    return dict(zip(leaves, slope, strict=True)), metrics
+    return dict(zip(leaves, slope, strict=True)), rest
+
+
+def leaves_of(params: Params) -> Params:
+    """The learned entries, as leaves of a graph of their own."""
+    return {name: p.detach().requires_grad_() for name, p in learned(params).items()}
+
+
+def slope_of_each(losses: Tensor, leaves: Params) -> Params:
+    """∇ of each of the losses [H] by the leaves: [H, ...] by name."""
+    rows = [
+        torch.autograd.grad(one, list(leaves.values()), retain_graph=True, materialize_grads=True) for one in losses
+    ]
+    return {name: torch.stack([row[i] for row in rows]) for i, name in enumerate(leaves)}

@@ -1,4 +1,4 @@
-"""Pure tree maths: inner-loop steps, and the mapping of one task's function over many tasks."""
+"""The inner loop of one task: gradient steps from θ, and the meta-gradient of what they arrive at."""
 
 from __future__ import annotations
 
@@ -10,17 +10,24 @@ import torch
 from torch import Tensor
 
 from metarun.maths.gradient import gradient
+from metarun.maths.losses import judge
 from metarun.maths.remat import recomputed
-from metarun.types import Batch, Params
+from metarun.types import Algorithm, Batch, Episode, Metrics, ParallelMap, Params
 
 Loss = Callable[[Params, Batch, int], Tensor]  # of the parameters, the support set and the number of the step
+Update = Callable[[Params, Params, int], Params]  # φ, its slope, the number of the step -> the entries that move
+
+
+def descent(lr: float) -> Update:
+    """The rule φ − lr · slope."""
+    return lambda fast, slope, _: {name: torch.sub(fast[name], g, alpha=lr) for name, g in slope.items()}
 
 
 def sgd(
     loss: Loss,
     params: Params,
     support: Batch,
-    lr: float,
+    lr: float | Update,
     steps: int,
     adapted: Collection[str],
     first_order: bool,
@@ -28,15 +35,18 @@ def sgd(
 ) -> Iterator[Params]:
     """φ₀ = θ, φₖ₊₁ = φₖ − lr ∇loss(φₖ, support, k): yields φ₀ … φ_steps.
 
+    `lr` may be a rule of its own; what it has learned stands in φ. `adapted` names the entries that have a slope.
     With `first_order` the gradient is a constant: an outer derivative sees ∂φₖ₊₁/∂φₖ = I.
     With `remat` an outer derivative keeps the φₖ alone, and computes each step again.
     """
     names = sorted(adapted)
+    update = descent(lr) if isinstance(lr, float | int) else lr
 
     def moved(params: Params, support: Batch, step: int) -> tuple[Tensor, ...]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
             slope = gradient(loss, params, names, support, step)
-        return tuple(torch.sub(params[name], slope[name], alpha=lr) for name in names)
+        new = update(params, slope, step)
+        return tuple(new[name] for name in names)
 
     yield params
     for step in range(steps):
@@ -72,3 +82,15 @@ def adam(
 def last(iterator: Iterator[Params]) -> Params:
     """The final φ of a trajectory."""
     return deque(iterator, maxlen=1).pop()
+
+
+def query_grad(
+    algo: Algorithm, params: Params, episode: Episode, parallel: ParallelMap, steps: int
+) -> tuple[Params, Metrics]:
+    """∇_θ of the mean over tasks of L_query(φ), φ being what `adapt` arrives at within so many steps; and metrics."""
+
+    def loss(params: Params, task: Episode) -> tuple[Tensor, Metrics]:
+        fast = last(algo.adapt(params, task.support, steps))
+        return judge(algo.net.heads, algo.predict(fast, task.query.x), task.query.y)
+
+    return parallel.mean_grad(loss, params, episode)

@@ -1,41 +1,90 @@
-"""What a prediction is judged by."""
+"""What predictions are judged by: a loss and metrics for each head, and their mean over heads."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.types import Heads, Metrics, Outputs, Targets
+from metarun.types import Head, Heads, Metrics, Outputs, Score, Targets
+
+
+def loss(heads: Heads, outputs: Outputs, y: Targets) -> Tensor:
+    """What an inner step descends: the mean over heads of cross-entropy or squared error."""
+    values, rows = zip(*(_loss(head, outputs[name], y[name]) for name, head in heads.items()), strict=True)
+    return _mean(values, rows)
 
 
 def judge(heads: Heads, outputs: Outputs, y: Targets) -> tuple[Tensor, Metrics]:
-    """The loss to descend (mean over heads of cross-entropy or squared error), and the metrics to report.
+    """The same loss, and beside it the metrics to report, each a mean over the heads that have it."""
+    return mean(by_head(heads, outputs, y))
 
-    A head that no row has a target for counts for nothing.
-    """
-    losses: list[tuple[Tensor, Tensor]] = []  # with their weights
-    accuracy: list[tuple[Tensor, Tensor]] = []
+
+def by_head(heads: Heads, outputs: Outputs, y: Targets) -> Score:
+    """Loss, number of rows with a target, and metrics of each head."""
+    losses, rows, metrics = {}, {}, {}
     for name, head in heads.items():
-        if head.kind == "value":
-            error = (outputs[name] - y[name]).square().mean()  # vmap takes F.mse_loss apart in Python
-            losses.append((error, torch.ones_like(error)))
-            continue
-        known = (y[name] >= 0).sum()
-        rows = known.clamp(min=1)
-        entropy = F.cross_entropy(outputs[name], y[name], reduction="sum") / rows
-        right = (outputs[name].detach().argmax(-1) == y[name]).sum(dtype=entropy.dtype)
-        present = (known > 0).to(entropy.dtype)
-        losses.append((entropy, present))
-        accuracy.append((right / rows, present))
-    loss = _mean(losses)
-    kind = {"accuracy": _mean(accuracy)} if accuracy else {"mse": loss.detach()}
-    return loss, {"loss": loss.detach(), **kind}
+        losses[name], known = _loss(head, outputs[name], y[name])
+        metrics[name] = _metrics(head, outputs[name], y[name], losses[name], known)
+        rows[name] = losses[name].new_full((), len(y[name])) if known is None else known.to(losses[name].dtype)
+    return Score(losses, rows, metrics)
 
 
-def _mean(weighted: list[tuple[Tensor, Tensor]]) -> Tensor:
-    """Of values with their weights; of one value, that value."""
-    if len(weighted) == 1:
-        return weighted[0][0]
-    values, weights = map(torch.stack, zip(*weighted, strict=True))
-    return (values * weights).sum() / weights.sum()
+def mean(score: Score) -> tuple[Tensor, Metrics]:
+    """Of a score by head: the loss, and metrics by name. A head that no row has a target for counts for nothing."""
+
+    def over(values: dict[str, Tensor]) -> Tensor:
+        return _mean(list(values.values()), [score.rows[name] for name in values])
+
+    total = over(score.losses)
+    kinds = dict.fromkeys(kind for found in score.metrics.values() for kind in found)
+    means = {kind: over({n: found[kind] for n, found in score.metrics.items() if kind in found}) for kind in kinds}
+    return total, {"loss": total.detach(), **means}
+
+
+def flat(score: Score) -> Metrics:
+    """The mean metrics, and where there are several heads also each head's own, as `head/metric`."""
+    metrics = mean(score)[1]
+    if len(score.losses) > 1:
+        for name, own in score.metrics.items():
+            metrics |= {f"{name}/loss": score.losses[name].detach()} | {f"{name}/{kind}": m for kind, m in own.items()}
+    return metrics
+
+
+def _loss(head: Head, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Mean loss over the rows with a target and their number; None where that is every row."""
+    if head.kind == "value":
+        error = output - y
+        if not head.gaps:
+            return error.square().mean(), None  # vmap takes F.mse_loss apart in Python
+        known = ~y.isnan().any(-1)
+        error = error.masked_fill(~known[..., None], 0.0)
+        return error.square().mean(-1).sum() / known.sum().clamp(min=1), known.sum()
+    if not head.gaps:
+        return F.cross_entropy(output, y), None
+    known = y >= 0
+    return F.cross_entropy(output, y, reduction="sum") / known.sum().clamp(min=1), known.sum()
+
+
+def _metrics(head: Head, output: Tensor, y: Tensor, loss: Tensor, rows: Tensor | None) -> Metrics:
+    if head.kind == "value":
+        return {"mse": loss.detach()}
+    right = output.detach().argmax(-1) == y
+    if rows is None:
+        return {"accuracy": right.to(loss.dtype).mean()}
+    return {"accuracy": right.sum(dtype=loss.dtype) / rows.clamp(min=1)}
+
+
+def _mean(values: Sequence[Tensor], rows: Sequence[Tensor | None]) -> Tensor:
+    """The mean of those values that some row stands behind; None: all rows do."""
+    if len(values) == 1:
+        return values[0]
+    stacked = torch.stack([*values])
+    if all(known is None for known in rows):
+        return stacked.mean()
+    weights = torch.stack(
+        [v.new_ones(()) if n is None else (n > 0).to(v.dtype) for v, n in zip(values, rows, strict=True)]
+    )
+    return (stacked * weights).sum() / weights.sum()

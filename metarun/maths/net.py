@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -9,13 +10,15 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from metarun.maths.losses import judge
+from metarun.maths.losses import loss
 from metarun.maths.norm import NORMS, BatchNorm
-from metarun.types import Batch, Heads, Outputs, Params
+from metarun.types import MEMORY, Batch, Heads, Outputs, Params, UserError, learned
 
+TRUNK, HEAD = "trunk.", "head."
 SUPPORT = "support.x"  # φ's entry for the images whose statistics normalise its predictions
 
 
@@ -40,6 +43,7 @@ def width(heads: Heads) -> int:
 class Net:
     """`net(params, x)` -> outputs by head.
 
+    `heads` are those of the tasks at hand, `trained` those that θ has an output layer for.
     norm_stats "batch": batch norm uses the statistics of the rows it predicts (transductive).
     norm_stats "support": those of the support set, which φ carries (inductive); see `given`.
     half: the trunk computes in bfloat16; parameters, their gradients, the output layer and the loss stay as they are.
@@ -47,6 +51,7 @@ class Net:
 
     make_trunk: Callable[[], nn.Module]
     heads: Heads
+    trained: Heads
     norm_stats: str
     half: bool
     module: Network
@@ -54,21 +59,45 @@ class Net:
     @staticmethod
     def build(make_trunk: Callable[[], nn.Module], heads: Heads, norm_stats: str, half: bool = False) -> Net:
         with torch.random.fork_rng(devices=[]):
-            return Net(make_trunk, heads, norm_stats, half, Network(make_trunk(), width(heads)))
+            module = Network(make_trunk(), width(heads))
+        _refuse_running_statistics(module.trunk)
+        return Net(make_trunk, heads, heads, norm_stats, half, module)
 
-    def init(self, generator: torch.Generator) -> Params:
+    def init(self, generator: torch.Generator, head: bool = True) -> Params:
+        """Parameters as the generator draws them, with or without the output layer; frozen ones as memory."""
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            fresh = Network(self.make_trunk(), width(self.heads))
-        return {name: p.detach() for name, p in fresh.named_parameters() if p.requires_grad}
+            fresh = Network(self.make_trunk(), width(self.trained))
+        named = {(n if p.requires_grad else MEMORY + n): p.detach() for n, p in fresh.named_parameters()}
+        return {name: p for name, p in named.items() if head or not name.startswith(HEAD)}
 
-    def eval(self) -> Net:
-        """The same network without dropout, in full precision."""
-        return replace(self, module=deepcopy(self.module).eval(), half=False)
+    def testing(self, heads: Heads) -> Net:
+        """The same network for tasks with these heads: without dropout, in full precision."""
+        return replace(self, heads=heads, module=deepcopy(self.module).eval(), half=False)
 
-    def with_heads(self, heads: Heads) -> Net:
-        return replace(self, heads=heads)
+    def to(self, device: torch.device) -> Net:
+        """With the module's own tensors (buffers, which no dict holds) on a device."""
+        self.module.to(device)
+        return self
+
+    @property
+    def fits(self) -> bool:
+        """Whether the output layer of θ is that of the tasks at hand."""
+        return dict(self.heads) == dict(self.trained)
+
+    def names(self, params: Params, pattern: str) -> list[str]:
+        """Names of the learned entries that match, as `trunk.*` or `*.bias`."""
+        return fnmatch.filter(learned(params), pattern)
+
+    def shared(self, params: Params) -> list[str]:
+        """Names of the learned entries that all heads use."""
+        return self.names(params, f"{TRUNK}*")
+
+    @cached_property
+    def batch_norm(self) -> bool:
+        """Whether predictions depend on the statistics of a batch."""
+        return any(isinstance(module, BatchNorm) for module in self.module.modules())
 
     @cached_property
     def norm_names(self) -> frozenset[str]:
@@ -84,15 +113,34 @@ class Net:
         """φ, with what it needs of its support set to predict: nothing, or its statistics' source."""
         return fast if self.norm_stats == "batch" else {**fast, SUPPORT: support.x}
 
+    def statistics(self, params: Params, x: Tensor) -> Params:
+        """Mean and variance of each batch norm's input where the trunk sees x, named as φ's entries for them."""
+        seen: Params = {}
+        with _recording(self.module.trunk, seen):
+            functional_call(self.module.trunk, _trunk_of(params), (x,))
+        return {TRUNK + name: t for name, t in seen.items()}
+
     def features(self, params: Params, x: Tensor) -> Tensor:
         """What the output layer sees: [B, D]."""
-        trunk = {name.removeprefix("trunk."): p for name, p in params.items() if name.startswith("trunk.")}
+        return self._pass(self.module.trunk, "", params, x)
+
+    def maps(self, params: Params, x: Tensor) -> Tensor:
+        """Feature maps before they are pooled or flattened: [B, C, H, W], of a trunk that states its `stages`."""
+        stages = getattr(self.module.trunk, "stages", None)
+        if not isinstance(stages, nn.Module):
+            raise UserError("this backbone states no stages, so it has no feature maps. Take conv4 or resnet12.")
+        name = next(name for name, module in self.module.trunk.named_modules() if module is stages)
+        return self._pass(stages, f"{name}.", params, x)
+
+    def _pass(self, module: nn.Module, prefix: str, params: Params, x: Tensor) -> Tensor:
+        """x through a part of the trunk."""
         if SUPPORT in params:
-            trunk = {**trunk, **_statistics(self.module.trunk, trunk, params[SUPPORT])}
+            params = {**params, **self.statistics(params, params[SUPPORT])}
+        entries = {n.removeprefix(prefix): p for n, p in _trunk_of(params).items() if n.startswith(prefix)}
         if self.half:  # torch.autocast does nothing inside vmap
-            trunk = {name: p.bfloat16() for name, p in trunk.items()}
-            return functional_call(self.module.trunk, trunk, (x.bfloat16(),)).to(x.dtype)
-        return functional_call(self.module.trunk, trunk, (x,))
+            entries = {name: p.bfloat16() for name, p in entries.items()}
+            return functional_call(module, entries, (x.bfloat16(),)).to(x.dtype)
+        return functional_call(module, entries, (x,))
 
     def read(self, logits: Tensor) -> Outputs:
         """Outputs by head."""
@@ -100,20 +148,35 @@ class Net:
         return dict(zip(self.heads, parts, strict=True))
 
     def __call__(self, params: Params, x: Tensor) -> Outputs:
-        features = self.features(params, x)
-        return self.read(nn.functional.linear(features, params["head.weight"], params["head.bias"]))
+        if not self.fits:
+            raise UserError(
+                f"the output layer that this algorithm learns is for {_words(self.trained)}, and the tasks to test "
+                f"have {_words(self.heads)}. Make train.ways and test.ways the same, or take an algorithm without one."
+            )
+        return self.read(F.linear(self.features(params, x), params["head.weight"], params["head.bias"]))
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """What an inner step descends: never in half precision, whose noise a large step size would magnify."""
-        return judge(self.heads, replace(self, half=False)(params, batch.x), batch.y)[0]
+        return loss(self.heads, replace(self, half=False)(params, batch.x), batch.y)
 
 
-def _statistics(module: nn.Module, params: Params, x: Tensor) -> Params:
-    """Mean and variance of every batch norm's input when the module sees x, named as its entries."""
-    seen: Params = {}
-    with _recording(module, seen):
-        functional_call(module, params, (x,))
-    return seen
+def _trunk_of(params: Params) -> Params:
+    """The entries that the trunk uses, under its own names; frozen ones are kept as memory."""
+    named = ((name.removeprefix(MEMORY), p) for name, p in params.items())
+    return {name.removeprefix(TRUNK): p for name, p in named if name.startswith(TRUNK)}
+
+
+def _words(heads: Heads) -> str:
+    return " and ".join(f"{name} ({head.size})" for name, head in heads.items())[:120]
+
+
+def _refuse_running_statistics(trunk: nn.Module) -> None:
+    for name, module in trunk.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise UserError(
+                f"backbone: {name} is a {type(module).__name__}, whose running statistics no task owns. "
+                "Take metarun.maths.norm.BatchNorm in its place."
+            )
 
 
 @contextmanager

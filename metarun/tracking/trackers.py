@@ -84,5 +84,5 @@ class Trackers:
         self.console.table(record)
         if self.board:
             self.board.curve("test/adaptation", record["test"])
-            scores = {name: s["mean"] for name, s in record["test"].items() if name != "by_step"}
+            scores = {name: s["mean"] for name, s in record["test"].items() if isinstance(s, dict) and "mean" in s}
             self.board.log(record["steps"], {f"test/{name}": mean for name, mean in scores.items()})

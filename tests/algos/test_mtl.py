@@ -53,7 +53,7 @@ def test_a_row_counts_for_its_own_head_alone(case: Callable[..., Any]) -> None:
     """The gradient of a task's bias is softmax − one-hot, averaged over its own rows and over the tasks."""
     mtl = case("mtl", "none")
     slope, _ = mtl.algo.meta_grad(mtl.params, mtl.sample, VMAP)
-    shared = mtl.algo.net.with_heads(mtl.sampler.heads)
+    shared = mtl.algo.net
     for k, (name, y) in enumerate(mtl.sample.y.items()):
         (t,) = (y >= 0).any(1).nonzero()[:, 0].tolist()
         error = shared(mtl.params, mtl.sample.x[t])[name].softmax(-1) - F.one_hot(y[t], 3)

@@ -7,7 +7,7 @@ from itertools import count
 import pytest
 import torch
 
-from metarun.engine.prefetch import ahead
+from metarun.engine.prefetch import prefetched
 
 CPU = torch.device("cpu")
 
@@ -21,12 +21,12 @@ def no_thread_is_left() -> Iterator[None]:
 
 @pytest.mark.parametrize("length", [0, 1, 2, 5])
 def test_it_gives_what_map_gives(length: int) -> None:
-    assert list(ahead(str, range(length), CPU)) == list(map(str, range(length)))
+    assert list(prefetched(str, range(length), CPU)) == list(map(str, range(length)))
 
 
 def test_the_next_is_made_while_this_one_is_used_and_none_beyond() -> None:
     made = [threading.Event() for _ in range(9)]
-    results = ahead(lambda item: made[item].set(), count(), CPU)
+    results = prefetched(lambda item: made[item].set(), count(), CPU)
     assert not made[0].is_set()  # nothing is begun before it is asked for
     for step in range(4):
         next(results)
@@ -36,17 +36,17 @@ def test_the_next_is_made_while_this_one_is_used_and_none_beyond() -> None:
 
 
 def test_it_is_made_in_another_thread() -> None:
-    assert threading.get_ident() not in list(ahead(lambda _: threading.get_ident(), range(3), CPU))
+    assert threading.get_ident() not in list(prefetched(lambda _: threading.get_ident(), range(3), CPU))
 
 
 def test_an_error_comes_when_its_turn_comes() -> None:
-    results = ahead(lambda item: 1 // (2 - item), range(5), CPU)
+    results = prefetched(lambda item: 1 // (2 - item), range(5), CPU)
     assert [next(results), next(results)] == [0, 1]
     with pytest.raises(ZeroDivisionError):
         next(results)
 
 
 def test_an_error_in_what_nobody_asked_for_is_nobodys() -> None:
-    results = ahead(lambda item: 1 // (1 - item), range(5), CPU)
+    results = prefetched(lambda item: 1 // (1 - item), range(5), CPU)
     assert next(results) == 1
     results.close()

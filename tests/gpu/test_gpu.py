@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.build import build
 from metarun.engine.mapping import Parallel
-from metarun.engine.prefetch import ahead
-from metarun.evaluate import episodes_hash, evaluate
-from metarun.loop import Loop, Plan, State
-from metarun.optim import schedules
-from metarun.run import Order, run
+from metarun.engine.prefetch import prefetched
+from metarun.evaluate import Exam, evaluate
+from metarun.run import fresh_state, loop_of, run
+from metarun.settings import Job
 
 pytestmark = [
     pytest.mark.gpu,
@@ -22,18 +22,6 @@ pytestmark = [
 ]
 CUDA = torch.device("cuda:0")
 STEPS = 5
-PLAN = Plan(
-    seed=0,
-    steps=STEPS,
-    tasks=4,
-    lr=0.01,
-    max_seconds=float("inf"),
-    clip_value=1.0,
-    clip_norm=1.0,
-    log_every=99,
-    val_every=99,
-    patience=None,
-)
 SMALL = ("train.steps=4", "train.log_every=2", "val.every=2", "val.tasks=4", "test.tasks=6", "train.shots=2")
 TINY = ("data.ways=2", "data.size=12", "data.colour=false", "backbone.channels=[4,4,4,4]")
 
@@ -79,51 +67,42 @@ class Strict:
 def test_nothing_waits_for_the_device_between_logs(
     algo_name: str,
     parallel: Parallel,
-    order: Callable[..., Order],
+    job: Callable[..., Job],
     images: tuple[str, ...],
     tmp_path: Path,
     sync_mode: None,
 ) -> None:
-    check_strictly(order(f"algo={algo_name}", "device=cuda", *images, *SMALL), parallel, tmp_path)
+    check_strictly(job(f"algo={algo_name}", "device=cuda", *images, *SMALL), parallel, tmp_path)
 
 
 @pytest.mark.parametrize("algo", ["maml", "reptile"])
 def test_nothing_waits_for_the_device_on_sinusoids(
-    algo: str, order: Callable[..., Order], tmp_path: Path, sync_mode: None
+    algo: str, job: Callable[..., Job], tmp_path: Path, sync_mode: None
 ) -> None:
-    check_strictly(order(f"algo={algo}", "device=cuda", "data=sinusoid", *SMALL), Parallel("vmap", 4), tmp_path)
+    check_strictly(job(f"algo={algo}", "device=cuda", "data=sinusoid", *SMALL), Parallel("vmap", 4), tmp_path)
 
 
-def check_strictly(ordered: Order, parallel: Parallel, folder: Path) -> None:
+def check_strictly(made: Job, parallel: Parallel, folder: Path) -> None:
     """Trains for some steps in the mode in which CUDA raises where the host would wait."""
-    parts = build(ordered.config, None)
-    params = to(CUDA, parts.algo.init(torch.Generator().manual_seed(0)))
-    state = State(params, torch.optim.Adam(list(params.values()), lr=0.01), parallel)
-    loop = Loop(
-        algo=parts.algo,
-        sampler=parts.sampler,
-        validate=lambda state: {"accuracy": {"mean": 0.5, "ci95": 0.0, "tasks": 1}},
-        factor=schedules.constant,
-        choose=lambda state, sample: parallel,
-        stop=lambda: None,
-        plan=PLAN,
-        tracker=Strict(),
-        folder=folder,
-        device=CUDA,
+    parts = build(made)
+    state = fresh_state(made, parts)
+    state.parallel = parallel
+    loop = loop_of(made, parts, Strict(), folder, lambda state: {parts.data.metric: {"mean": 0.5}})
+    loop = replace(
+        loop, plan=replace(loop.plan, steps=STEPS, clip_value=1.0, clip_norm=1.0, log_every=99, val_every=99)
     )
     loop.run(state)
     assert state.step == STEPS
 
 
 def test_the_same_seed_tests_on_the_same_episodes_on_every_device(
-    order: Callable[..., Order], images: tuple[str, ...]
+    job: Callable[..., Job], images: tuple[str, ...]
 ) -> None:
     hashes, supports = [], []
     for device in ("cpu", "cuda"):
-        parts = build(order(f"device={device}", *images, *SMALL).config, None)
-        draw = parts.test_sampler.draw(6, torch.Generator().manual_seed(2))
-        hashes.append(episodes_hash(parts.test_sampler, draw))
-        supports.append(parts.test_sampler.gather(draw).support.x)
+        exam = build(job(f"device={device}", *images, *SMALL)).test
+        hashes.append(exam.fingerprint)
+        supports.append(exam.sampler.gather(exam.draw).support.x)
     assert hashes[0] == hashes[1]
     assert str(supports[1].device) == "cuda:0" and supports[0].equal(supports[1].cpu())
 
@@ -138,17 +117,19 @@ def test_scores_on_cuda_are_those_on_the_cpu(algo_name: str, case: Callable[...,
         def gather(self, draw: Any) -> Any:
             return to(CUDA, found.test.gather(draw))
 
-    here = evaluate(found.algo, found.params, found.test, draw, 3, Parallel("vmap", 5))
-    there = evaluate(found.algo, to(CUDA, found.params), There(), draw, 3, Parallel("vmap", 5))  # type: ignore[arg-type]
-    for one, other in zip(here["by_step"], there["by_step"], strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], abs=1e-4)
+    exam = Exam(found.test, draw, 3, [1, 3])
+    here = evaluate(found.tested, found.params, exam, Parallel("vmap", 5))
+    found.tested.net.to(CUDA)
+    there = evaluate(found.tested, to(CUDA, found.params), replace(exam, sampler=There()), Parallel("vmap", 5))
+    for step, one in here.by_step.items():
+        assert one["loss"] == pytest.approx(there.by_step[step]["loss"], abs=1e-4)
 
 
-def test_samples_made_ahead_are_those_made_on_demand(order: Callable[..., Order], images: tuple[str, ...]) -> None:
+def test_samples_made_ahead_are_those_made_on_demand(job: Callable[..., Job], images: tuple[str, ...]) -> None:
     """Bit for bit, with the device kept busy on the common stream and the memory of used samples handed out anew."""
     made = []
     for resident in ("true", "false"):
-        parts = build(order("device=cuda", *images, *SMALL, f"data.resident={resident}").config, None)
+        parts = build(job("device=cuda", *images, *SMALL, f"data.resident={resident}"))
         sampler = parts.sampler
         assert sampler.from_disk == (resident == "false")
 
@@ -156,7 +137,7 @@ def test_samples_made_ahead_are_those_made_on_demand(order: Callable[..., Order]
             return sampler.gather(sampler.draw(8, torch.Generator(CUDA).manual_seed(step)))
 
         busy, sums = torch.ones(2000, 2000, device=CUDA), []
-        for episode in ahead(sample, range(30), CUDA) if sampler.from_disk else map(sample, range(30)):
+        for episode in prefetched(sample, range(30), CUDA) if sampler.from_disk else map(sample, range(30)):
             busy = busy @ busy / 2000
             sums.append([leaf.double().sum() for leaf in tree_leaves(episode)])
             del episode
@@ -165,7 +146,7 @@ def test_samples_made_ahead_are_those_made_on_demand(order: Callable[..., Order]
 
 
 @pytest.mark.parametrize("resident", ["true", "false"])
-def test_a_run_on_cuda_says_so(resident: str, order: Callable[..., Order], images: tuple[str, ...]) -> None:
-    record = run(order("device=cuda", *images, *SMALL, f"data.resident={resident}"))
+def test_a_run_on_cuda_says_so(resident: str, job: Callable[..., Job], images: tuple[str, ...]) -> None:
+    record = run(job("device=cuda", *images, *SMALL, f"data.resident={resident}"))
     assert record["status"] == "completed" and record["device"] == "cuda:0"
     assert 0 < record["cost"]["peak_memory_mb"] < 1000

@@ -112,17 +112,17 @@ def test_meta_gradients_and_adapting_change_no_input(algo_name: str, case: Calla
         inputs = (found.params, found.sample, task)
         before = tree_map(torch.clone, inputs)
         found.algo.meta_grad(found.params, found.sample, Parallel("vmap", 4))
-        path = [tree_map(torch.clone, fast) for fast in found.algo.adapt(found.params, task.support, 3)]
-        found.algo.predict(path[-1], task.query.x)
+        path = [tree_map(torch.clone, fast) for fast in found.tested.adapt(found.params, task.support, 3)]
+        found.tested.predict(path[-1], task.query.x)
         assert all(a.equal(b) for a, b in zip(tree_leaves(inputs), tree_leaves(before), strict=True))
-        again = list(found.algo.adapt(found.params, task.support, 3))  # nor did step 2 change what step 1 gave
+        again = list(found.tested.adapt(found.params, task.support, 3))  # nor did step 2 change what step 1 gave
         assert all(a.equal(b) for a, b in zip(tree_leaves(again), tree_leaves(path), strict=True))
 
 
 def test_adapting_for_longer_passes_through_the_same_points(algo_name: str, case: Callable[..., Any]) -> None:
     found = case(algo_name)
     task = tree_map(lambda t: t[0], found.test.gather(found.test.draw(1, torch.Generator())))
-    short, long = (list(found.algo.adapt(found.params, task.support, steps)) for steps in (2, 5))
+    short, long = (list(found.tested.adapt(found.params, task.support, steps)) for steps in (2, 5))
     assert len(short) == 3 and len(long) == 6
     assert all(a.equal(b) for a, b in zip(tree_leaves(short), tree_leaves(long[:3]), strict=True))
 
@@ -142,7 +142,7 @@ def test_judging_a_value_is_the_mean_squared_error() -> None:
 
 
 def test_judging_several_heads_is_the_mean_over_those_with_a_target() -> None:
-    heads = {"a": Head("class", 2), "b": Head("class", 2), "c": Head("class", 2)}
+    heads = {name: Head("class", 2, gaps=True) for name in "abc"}
     outputs = {name: torch.tensor([[2.0, 0.0], [0.0, 1.0]], requires_grad=True) for name in heads}
     y = {"a": torch.tensor([0, -100]), "b": torch.tensor([0, 0]), "c": torch.tensor([-100, -100])}
     loss, metrics = judge(heads, outputs, y)

@@ -27,6 +27,14 @@ class ImageData:
     protocol: dict[str, Any]  # what a reader of results must know: split, rotations
 
     @property
+    def offers(self) -> tuple[str, ...]:
+        return ("episodes", "group", "rows")
+
+    @property
+    def metric(self) -> str:
+        return "accuracy"
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.images.shape[1:])
 

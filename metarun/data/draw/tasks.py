@@ -43,7 +43,9 @@ class TaskSampler:
 
     @property
     def heads(self) -> Heads:
-        return {name: Head("class", size) for name, size in zip(self.names, self.sizes.tolist(), strict=True)}
+        return {
+            name: Head("class", size, gaps=True) for name, size in zip(self.names, self.sizes.tolist(), strict=True)
+        }
 
     @property
     def from_disk(self) -> bool:

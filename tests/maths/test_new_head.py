@@ -1,19 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch.utils._pytree import tree_map
 
-from metarun.maths.fit import HEAD, fit_all, fit_head, new_head, read_head, unit_features
 from metarun.maths.inner import last
 from metarun.maths.net import Net
 from metarun.types import Batch, Episode, Head, Params
 
 LR = 0.7
-Fit = Callable[[Net, Params, Batch, float, int], Iterator[Params]]
+TASK = {"class": Head("class", 3)}
 
 
 @pytest.fixture
@@ -21,10 +21,13 @@ def support(episode: Callable[..., Episode]) -> Batch:
     return tree_map(lambda t: t[0], episode().support)
 
 
-def trained(net: Net) -> Params:
-    """Parameters whose output layer is of another size, as training on other classes leaves them."""
-    other = net.with_heads({"training": Head("class", 7)})
-    return {name: p.double() for name, p in other.init(torch.Generator().manual_seed(0)).items()}
+def trained(net: Net) -> tuple[Net, Params]:
+    """The network for tasks of three classes, and parameters whose output layer training on seven has left."""
+    other = Net.build(net.make_trunk, {"training": Head("class", 7)}, net.norm_stats)
+    params = other.init(torch.Generator().manual_seed(0))
+    tested = other.testing(TASK)
+    tested.module.double()
+    return tested, {name: p.double() for name, p in params.items()}
 
 
 @pytest.mark.parametrize("norm_stats", ["batch", "support"])
@@ -33,10 +36,10 @@ def test_the_first_step_of_a_new_head_is_that_of_softmax_regression_from_zero(
 ) -> None:
     """From zero all p = 1/N, so W₁ = −α/B Σ (1/N − onehot) fᵀ and b₁ = −α/B Σ (1/N − onehot), f of length 1."""
     net = conv_net("batch", norm_stats)
-    params = trained(net)
+    net, params = trained(net)
     features = F.normalize(net.features(params, support.x))
     error = 1 / 3 - F.one_hot(support.y["class"], 3).double()
-    before, after = fit_head(net, params, support, LR, 1)
+    before, after = fit(net, params, support, LR, 1, "head")
     assert not before["head.weight"].any() and not before["head.bias"].any()
     assert torch.allclose(after["head.weight"], -LR * error.T @ features / len(support.x), atol=1e-12)
     assert torch.allclose(after["head.bias"], -LR * error.mean(0), atol=1e-12)
@@ -44,7 +47,7 @@ def test_the_first_step_of_a_new_head_is_that_of_softmax_regression_from_zero(
 
 def test_a_fitted_head_is_what_torchs_sgd_arrives_at(conv_net: Callable[..., Net], support: Batch) -> None:
     net = conv_net()
-    params = trained(net)
+    net, params = trained(net)
     features = F.normalize(net.features(params, support.x)).detach()
     layer = torch.nn.Linear(4, 3, dtype=torch.float64)
     torch.nn.init.zeros_(layer.weight)
@@ -54,52 +57,62 @@ def test_a_fitted_head_is_what_torchs_sgd_arrives_at(conv_net: Callable[..., Net
         optimizer.zero_grad()
         F.cross_entropy(layer(features), support.y["class"]).backward()
         optimizer.step()
-    fast = last(fit_head(net, params, support, LR, 5))
+    fast = last(fit(net, params, support, LR, 5, "head"))
     assert torch.allclose(fast["head.weight"], layer.weight, atol=1e-12)
     assert torch.allclose(fast["head.bias"], layer.bias, atol=1e-12)
 
 
 def test_fitting_the_head_leaves_the_trunk_as_it_is(conv_net: Callable[..., Net], support: Batch) -> None:
     net = conv_net()
-    params = trained(net)
-    fast = last(fit_head(net, params, support, LR, 5))
-    assert all(fast[name] is p for name, p in params.items() if name not in HEAD)
+    net, params = trained(net)
+    fast = last(fit(net, params, support, LR, 5, "head"))
+    assert all(fast[name] is p for name, p in params.items() if name not in LAYER)
 
 
 def test_fitting_everything_moves_the_trunk(conv_net: Callable[..., Net], support: Batch) -> None:
     """The first step moves the head alone: from a head of zeros the trunk has no gradient."""
     net = conv_net("none")
-    params = trained(net)
-    _, first, second = fit_all(net, params, support, LR, 2)
-    trunk = [name for name in params if name not in HEAD]
+    net, params = trained(net)
+    _, first, second = fit(net, params, support, LR, 2, "all")
+    trunk = [name for name in params if name not in LAYER]
     assert all(first[name].equal(params[name]) for name in trunk)
     assert not any(second[name].equal(params[name]) for name in trunk)
     assert first["head.weight"].any()
 
 
-@pytest.mark.parametrize("fit", [fit_head, fit_all])
-def test_fitting_lowers_the_support_loss(fit: Fit, conv_net: Callable[..., Net], support: Batch) -> None:
-    net = conv_net()
+@pytest.mark.parametrize("moving", ["head", "all"])
+def test_fitting_lowers_the_support_loss(moving: Any, conv_net: Callable[..., Net], support: Batch) -> None:
+    net, params = trained(conv_net())
 
     def loss(fast: Params) -> float:
-        outputs = read_head(net, fast, unit_features(net, fast, support.x))
-        return float(F.cross_entropy(outputs["class"], support.y["class"]))
+        return float(F.cross_entropy(predict(net, fast, support.x)["class"], support.y["class"]))
 
-    losses = [loss(fast) for fast in fit(net, trained(net), support, 1.0, 20)]
+    losses = [loss(fast) for fast in fit(net, params, support, 1.0, 20, moving)]
     assert losses == sorted(losses, reverse=True) and losses[-1] < losses[0]
 
 
 def test_features_are_of_length_one_whatever_the_trunks_scale(conv_net: Callable[..., Net], support: Batch) -> None:
     net = conv_net("none")
-    params = trained(net)
-    features = unit_features(net, params, support.x)
+    net, params = trained(net)
+    features = seen(net, params, support.x)
     assert torch.allclose(features.norm(dim=-1), torch.ones(6, dtype=torch.float64))
     larger = {**params, **{n: p * 10 for n, p in params.items() if n.startswith("trunk.blocks.1.conv")}}
-    assert torch.allclose(unit_features(net, larger, support.x), features)
+    assert torch.allclose(seen(net, larger, support.x), features)
 
 
 def test_a_new_head_fits_the_tasks_heads(conv_net: Callable[..., Net]) -> None:
-    params = trained(conv_net())
-    head = new_head(params, {"digit": Head("class", 2), "angle": Head("value", 3)})
+    net, params = trained(conv_net())
+    several = net.testing({"digit": Head("class", 2), "angle": Head("value", 3)})
+    head = blank(several, params)
     assert head["head.weight"].shape == (5, 4) and head["head.bias"].shape == (5,)
     assert params["head.weight"].shape == (7, 4)
+
+
+def test_heads_that_were_trained_are_kept_and_read_the_features_they_were_trained_on(
+    conv_net: Callable[..., Net], support: Batch
+) -> None:
+    net = conv_net()
+    params = {name: p.double() for name, p in net.init(torch.Generator().manual_seed(0)).items()}
+    (start,) = fit(net, params, support, LR, 0, "head")
+    assert start["head.weight"] is params["head.weight"]
+    assert predict(net, start, support.x)["class"].equal(net(params, support.x)["class"])
