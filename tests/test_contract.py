@@ -33,6 +33,7 @@ GIVEN = {  # by the run, not by the YAML
 WORDS = {"types", "errors"}
 ALLOWED = {
     "errors": set(),
+    "metrics": set(),
     "types": {"errors"},
     "construct": {"errors"},
     "settings": {"errors", "construct"},
@@ -42,10 +43,10 @@ ALLOWED = {
     "algos": WORDS | {"maths"},
     "engine": WORDS | {"maths"},
     "data": WORDS | {"engine"},
-    "tracking": WORDS,
-    "report": {"errors"},
+    "tracking": WORDS | {"metrics"},
+    "report": {"errors", "metrics"},
     "evaluate": WORDS | {"maths", "engine"},
-    "loop": WORDS | {"engine", "tracking"},
+    "loop": WORDS | {"engine", "tracking", "metrics"},
 }
 TOP = {"build", "run", "result", "cli"}
 ROOMS = {"algos": "algo", "backbones": "backbone", "data": "data"}  # of choices -> group

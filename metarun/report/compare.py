@@ -10,21 +10,19 @@ from statistics import fmean
 from string import ascii_uppercase
 from typing import Any
 
+from metarun.metrics import Score, metric, telling
 from metarun.report.interval import mean_t
-from metarun.report.runs import METRICS, Run
+from metarun.report.runs import Run
 
 Members = tuple[Run, ...]  # of one group, by seed
 GROUPS = ("algo", "data", "backbone")
+UNKNOWN = Score(math.nan, math.nan, 0)
 TASK = ("ways", "shots", "queries", "test tasks")
-# What does not change what is learned or measured. Test episodes are held against each other by their hash.
-ASIDE = {"seed", "name", "resume", "parallel", "chunk", "compile", "algo.remat", "device", "train.log_every"}
-ASIDE |= {"data.root", "data.resident", "test.root", "test.only"}
-ASIDE_IN = "device."
 
 
 @dataclass(frozen=True)
 class Difference:
-    """To the best group of the section, over the seeds that both have."""
+    """How far a group's metric lies from that of the best group of its section, over the seeds that both have."""
 
     mean: float
     ci95: float
@@ -50,10 +48,13 @@ class Group:
 
     @property
     def test(self) -> tuple[float, float]:
-        """Mean and 95% interval: over seeds, or of a single run over its tasks."""
-        if len(self.runs) == 1:
-            return self.runs[0].test.mean, self.runs[0].test.ci95
-        return mean_t([run.test.mean for run in self.runs])
+        """Mean and 95% interval of the metric that the runs are judged by."""
+        return self.score(self.metric)
+
+    def score(self, name: str) -> tuple[float, float]:
+        """Mean and 95% interval: over seeds, or of a single run over its tasks; NaN where a run lacks the metric."""
+        found = [run.scores.get(name, UNKNOWN) for run in self.runs]
+        return (found[0].mean, found[0].ci95) if len(found) == 1 else mean_t([score.mean for score in found])
 
     def mean(self, value: Callable[[Run], float | None]) -> float:
         """The mean over runs of what all of them have, else NaN."""
@@ -101,6 +102,13 @@ class Comparison:
     def groups(self) -> list[Group]:
         return [group for section in self.sections for group in section.groups]
 
+    @property
+    def heads(self) -> list[str]:
+        """The metrics of single heads that say more than what all runs are judged by."""
+        runs = [run for group in self.groups for run in group.runs]
+        names = telling(dict.fromkeys(name for run in runs for name in run.scores))
+        return [name for name in names if "/" in name and {name} != {run.metric for run in runs}]
+
 
 def compare(runs: Iterable[Run]) -> Comparison:
     """Groups, sections and differences of finished runs."""
@@ -128,8 +136,12 @@ def compare(runs: Iterable[Run]) -> Comparison:
 
 def _identity(run: Run) -> tuple[Any, ...]:
     """What runs of one group share: everything but the seed."""
-    kept = tuple(sorted((key, value) for key, value in run.settings.items() if _counts(key)))
-    return tuple(run.names.values()), kept, tuple(_protocol(run).items()), run.protocol.get("adapt_steps")
+    return (
+        tuple(run.names.values()),
+        tuple(sorted(run.settings.items())),
+        tuple(_protocol(run).items()),
+        run.protocol.get("adapt_steps"),
+    )
 
 
 def _protocol(run: Run) -> dict[str, str]:
@@ -139,10 +151,6 @@ def _protocol(run: Run) -> dict[str, str]:
     task = {key: rest.pop(key) for key in TASK if key in rest}
     data = str(run.protocol.get("test_data") or run.names["data"])
     return {"data": data, "metric": run.metric, **task, **rest}
-
-
-def _counts(key: str) -> bool:
-    return key not in ASIDE and not key.startswith(ASIDE_IN)
 
 
 def _chosen(groups: Sequence[Members], names: Sequence[str]) -> list[dict[str, str]]:
@@ -164,7 +172,7 @@ def _chosen(groups: Sequence[Members], names: Sequence[str]) -> list[dict[str, s
 
 
 def _differing(runs: Sequence[Run], keys: Iterable[str]) -> list[str]:
-    return [key for key in sorted(keys) if _counts(key) and len({run.settings.get(key) for run in runs}) > 1]
+    return [key for key in sorted(keys) if len({run.settings.get(key) for run in runs}) > 1]
 
 
 def _pick(run: Run, keys: Iterable[str]) -> dict[str, str]:
@@ -173,11 +181,11 @@ def _pick(run: Run, keys: Iterable[str]) -> dict[str, str]:
 
 def _ranked(groups: Sequence[Group]) -> tuple[Group, ...]:
     """Best first, NaN last, each with its difference to the best."""
-    sign = -1 if METRICS[groups[0].metric] else 1
+    sign = metric(groups[0].metric).sign
 
     def place(group: Group) -> tuple[bool, float]:
         mean = group.test[0]
-        return math.isnan(mean), 0.0 if math.isnan(mean) else sign * mean
+        return math.isnan(mean), 0.0 if math.isnan(mean) else -sign * mean
 
     best, *rest = sorted(groups, key=place)
     return best, *(replace(group, difference=_difference(group, best)) for group in rest)

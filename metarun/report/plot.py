@@ -1,14 +1,16 @@
-"""Validation over training steps as a picture: a panel for each protocol, a line for each group."""
+"""Validation over training steps as a picture: a panel for each protocol and metric, a line for each group."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from metarun.metrics import axis, scaled, telling
 from metarun.report.compare import Comparison, Group, Section
-from metarun.report.runs import curve
+from metarun.report.runs import curves
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -18,41 +20,71 @@ DASHES = ("-", "--", ":", "-.")  # after the last colour
 ACROSS = 3  # panels in a row
 WIDEST = 64  # letters of a name that fit below a panel
 
+Points = dict[int, list[float]]  # step -> the value of every seed, as it is shown
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One metric of one section."""
+
+    section: Section
+    metric: str
+    curves: tuple[Points, ...]  # of each group of the section; empty for one that has none
+
+    @property
+    def bare(self) -> list[Group]:
+        return [group for group, points in zip(self.section.groups, self.curves, strict=True) if not points]
+
 
 def write_plot(comparison: Comparison, file: Path) -> list[Group]:
-    """Draws the file; returns the groups that have no curve to draw."""
+    """Draws the file; returns the groups that have no curve of the metric that they are judged by."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    curves = {id(group): _curves(group) for group in comparison.groups}
-    sections = [s for s in comparison.sections if any(curves[id(g)] for g in s.groups)] or comparison.sections[:1]
-    columns = min(ACROSS, len(sections))
-    rows = math.ceil(len(sections) / columns)
-    names = max(len(section.groups) for section in sections)  # each takes a line below its panel
+    found = panels(comparison)
+    shown = [panel for panel in found if any(panel.curves)] or found[:1]
+    columns = min(ACROSS, len(shown))
+    rows = math.ceil(len(shown) / columns)
+    names = max(len(panel.section.groups) for panel in shown)  # each takes a line below its panel
     figure = Figure(figsize=(1.4 + 5.6 * columns, (4.0 + 0.24 * names) * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
-    for number, section in enumerate(sections):
+    for number, panel in enumerate(shown):
         axes = figure.add_subplot(rows, columns, number + 1)
-        for place, group in enumerate(section.groups):
+        for place, (group, points) in enumerate(zip(panel.section.groups, panel.curves, strict=True)):
             style: dict[str, Any] = {
                 "color": COLOURS[place % len(COLOURS)],
                 "linestyle": DASHES[place // len(COLOURS) % len(DASHES)],
             }
-            _line(axes, group, curves[id(group)], style)
-        _dress(axes, section, len(comparison.sections) > 1)
+            _line(axes, group, points, style)
+        _dress(axes, panel, len(comparison.sections) > 1)
     figure.savefig(file)
-    return [group for group in comparison.groups if not curves[id(group)]]
+    return [group for panel in found if panel.metric == panel.section.protocol["metric"] for group in panel.bare]
 
 
-def _curves(group: Group) -> dict[int, list[float]]:
-    """step -> the value of every seed, at steps that all seeds reached: another set of seeds would make a jump."""
-    runs = [curve(run) for run in group.runs]
-    shared = set.intersection(*(set(points) for points in runs))
-    scale = 100 if group.metric == "accuracy" else 1
-    return {step: [scale * points[step] for points in runs] for step in sorted(shared)}
+def panels(comparison: Comparison) -> list[Panel]:
+    """Of each section the metric that it is judged by, then those of single heads."""
+    found = []
+    for section in comparison.sections:
+        groups = [_curves(group) for group in section.groups]
+        judged = section.protocol["metric"]
+        names = telling(dict.fromkeys(name for own in groups for name in own))
+        heads = [name for name in names if "/" in name and name != judged]
+        found += [Panel(section, name, tuple(own.get(name, {}) for own in groups)) for name in (judged, *heads)]
+    return found
 
 
-def _line(axes: Axes, group: Group, points: dict[int, list[float]], style: dict[str, Any]) -> None:
+def _curves(group: Group) -> dict[str, Points]:
+    """By metric what all seeds have, at steps that all of them reached: another set of seeds would make a jump."""
+    runs = [curves(run) for run in group.runs]
+    found = {}
+    for name in runs[0]:
+        shared = set.intersection(*(set(run.get(name, ())) for run in runs))
+        if shared:
+            found[name] = {step: [scaled(name, run[name][step]) for run in runs] for step in sorted(shared)}
+    return found
+
+
+def _line(axes: Axes, group: Group, points: Points, style: dict[str, Any]) -> None:
     if not points:
         return
     steps = list(points)
@@ -66,16 +98,15 @@ def _line(axes: Axes, group: Group, points: dict[int, list[float]], style: dict[
     axes.plot(steps, means, label=fill(label, WIDEST, break_on_hyphens=False), **look)
 
 
-def _dress(axes: Axes, section: Section, lettered: bool) -> None:
+def _dress(axes: Axes, panel: Panel, lettered: bool) -> None:
     """Labels; the best group comes first in the legend as in the table."""
     from matplotlib.ticker import MaxNLocator
 
-    metric = section.protocol["metric"]
     axes.set_xlabel("meta-steps")
-    axes.set_ylabel("validation accuracy (%)" if metric == "accuracy" else f"validation {metric}")
+    axes.set_ylabel(f"validation {axis(panel.metric)}")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
-    title = f"{section.letter}: {section.task}" if lettered else section.task
-    band = any(len(group.runs) > 1 for group in section.groups)
+    title = f"{panel.section.letter}: {panel.section.task}" if lettered else panel.section.task
+    band = any(len(group.runs) > 1 for group in panel.section.groups)
     axes.set_title(title + ("; mean and range over seeds" if band else ""), fontsize=10, loc="left")
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)

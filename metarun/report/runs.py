@@ -12,37 +12,38 @@ from typing import Any
 
 import yaml
 
-METRICS = {"accuracy": True, "mse": False, "loss": False}  # what a run is judged by, and whether more is better
+from metarun.metrics import TABLE, Score, scores
+
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where PyYAML has it
 BROKEN = (ValueError, KeyError, TypeError, AttributeError)  # what a file of another make raises when it is read
 
 
 @dataclass(frozen=True)
-class Score:
-    """A mean over tasks with its 95% confidence interval."""
-
-    mean: float
-    ci95: float
-    tasks: int
-
-
-@dataclass(frozen=True)
 class Run:
-    """A finished run; `settings` is its whole config, flat, and `typed` the keys its user chose."""
+    """A finished run.
+
+    `settings` is its config, flat, without the seed and what its result says changes nothing that is measured; `typed`
+    are the keys that its user chose, `metric` the name of the score that it is judged by.
+    """
 
     folder: Path
     written: float
     names: dict[str, str]  # algo, data, backbone
     seed: int
     metric: str
-    test: Score
+    scores: dict[str, Score]  # of the meta-test
     val: Score | None
+    adapt_steps: int | None  # that were really taken
     steps: int | None
     seconds: float | None
     tasks_per_s: float | None
     protocol: dict[str, Any]
     settings: dict[str, str]
     typed: frozenset[str]
+
+    @property
+    def test(self) -> Score:
+        return self.scores[self.metric]
 
 
 @dataclass(frozen=True)
@@ -71,21 +72,23 @@ def find(folders: Iterable[Path]) -> Iterator[Run | Missing]:
                 yield Missing(folder, "no result.json: still running, or killed")
 
 
-def curve(run: Run) -> dict[int, float]:
-    """The validation metric by step, as metrics.jsonl has it; torn lines are passed over."""
-    points: dict[int, float] = {}
+def curves(run: Run) -> dict[str, dict[int, float]]:
+    """metric -> step -> its value at validation, as metrics.jsonl has it; torn lines are passed over."""
+    found: dict[str, dict[int, float]] = {}
     try:
         lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
-        return points
+        return found
     for line in lines:
         try:
             row = json.loads(line)
-            if f"val/{run.metric}" in row:
-                points[int(row["step"])] = _number(row[f"val/{run.metric}"])
+            for tag in row:
+                if tag.startswith("val/"):
+                    value = math.nan if row[tag] is None else float(row[tag])
+                    found.setdefault(tag.removeprefix("val/"), {})[int(row["step"])] = value
         except BROKEN:
             continue
-    return points
+    return found
 
 
 def _read(file: Path) -> Run | Missing:
@@ -102,11 +105,12 @@ def _read(file: Path) -> Run | Missing:
 
 
 def _run(file: Path, record: dict[str, Any]) -> Run:
-    test = record["test"]
-    metric = next((m for m in METRICS if m in test), None)
-    if metric is None:
-        raise ValueError(f"its test has none of {', '.join(METRICS)}")
+    test, protocol = scores(record["test"]), dict(record.get("protocol") or {})
+    metric = record.get("metric") or next((name for name in TABLE if name in test), None)
+    if metric not in test:
+        raise ValueError(f"its test has no {metric or ', '.join(TABLE)}")
     settings, typed = _settings(file.parent)
+    settings = _without(settings, {"seed", *record.get("aside", ())})
     again = file.stem.partition("-")[2]  # a repeated meta-test says in its name what was different
     if again:
         settings, typed = {**settings, "tested again": again}, typed | {"tested again"}
@@ -117,12 +121,13 @@ def _run(file: Path, record: dict[str, Any]) -> Run:
         names={key: str(record[key]) for key in ("algo", "data", "backbone")},
         seed=int(record["seed"]),
         metric=metric,
-        test=_score(test[metric]),
-        val=_score(val[metric]) if metric in val else None,
+        scores=test,
+        val=scores(val).get(metric),
+        adapt_steps=record["test"].get("adapt_steps", protocol.get("adapt_steps")),
         steps=record.get("steps") or None,
         seconds=cost.get("train_s"),
         tasks_per_s=cost.get("tasks_per_s"),
-        protocol=dict(record.get("protocol") or {}),
+        protocol=protocol,
         settings=settings,
         typed=typed,
     )
@@ -154,13 +159,15 @@ def _flat(section: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]
             yield f"{prefix}{key}", "null" if value is None else str(value)
 
 
-def _score(summary: dict[str, Any]) -> Score:
-    return Score(_number(summary["mean"]), _number(summary.get("ci95")), int(summary.get("tasks") or 0))
+def _without(settings: dict[str, str], aside: set[str]) -> dict[str, str]:
+    """The settings that are not aside, and no choice of a section (device=cpu) of which nothing is left."""
+    kept = {key: value for key, value in settings.items() if key not in aside}
+    gone = _sections(settings) - _sections(kept)
+    return {key: value for key, value in kept.items() if key not in gone}
 
 
-def _number(value: float | None) -> float:
-    """null in a file stands for NaN."""
-    return math.nan if value is None else float(value)
+def _sections(keys: Iterable[str]) -> set[str]:
+    return {key.partition(".")[0] for key in keys if "." in key}
 
 
 def _place(file: Path) -> Path:

@@ -10,6 +10,7 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from metarun.metrics import cell, title
 from metarun.report.compare import Comparison, Group, Section
 from metarun.report.runs import Run
 
@@ -19,17 +20,19 @@ COLUMNS = (
     *("differs", "episodes"),
 )
 
-SPARE = ("tasks/s", "time", "steps", "adapt steps", "validation", "to the best")  # the first that a terminal can miss
+SPARE = ("tasks/s", "time", "steps", "adapt steps", "validation")  # the first that a terminal can miss, before heads
 NARROW = 28  # letters to which a group's name may be wrapped
 
 
 def cells(comparison: Comparison) -> tuple[list[str], list[list[list[str]]]]:
     """The header, and the rows of each section; what says nothing about any group is left out."""
     metrics = {group.metric for group in comparison.groups}
-    unit = f" {_unit(*metrics)}" if len(metrics) == 1 else ""  # else in each cell
-    header = ["protocol", "group", "seeds", f"test{unit}", "to the best", "validation", "adapt steps", "steps"]
-    header += ["time", "tasks/s"]
-    sections = [[_row(section, group, not unit) for group in section.groups] for section in comparison.sections]
+    one = title(*metrics) if len(metrics) == 1 else ""  # else each cell names its own
+    header = ["protocol", "group", "seeds", f"test {one}".rstrip(), "to the best", *map(title, comparison.heads)]
+    header += ["validation", "adapt steps", "steps", "time", "tasks/s"]
+    sections = [
+        [_row(section, group, comparison.heads, not one) for group in section.groups] for section in comparison.sections
+    ]
     rows = [row for section in sections for row in section]
     shown = [any(row[column] for row in rows) for column in range(len(header))]
     shown[0] = len(sections) > 1
@@ -42,7 +45,7 @@ def terminal(comparison: Comparison, width: int, plus_minus: str) -> Table:
     widths = [max(map(len, column)) for column in zip(header, *(row for rows in sections for row in rows), strict=True)]
     widths[header.index("group")] = narrow = min(widths[header.index("group")], NARROW)
     shown = [True] * len(header)
-    for name in SPARE:
+    for name in (*SPARE, *map(title, reversed(comparison.heads)), "to the best"):
         if name in header and sum(w + 3 for w, show in zip(widths, shown, strict=True) if show) > width:
             shown[header.index(name)] = False
     hidden = [name for name, show in zip(header, shown, strict=True) if not show]
@@ -91,38 +94,41 @@ def notes(comparison: Comparison) -> list[str]:
 def write_csv(comparison: Comparison, file: Path) -> None:
     """One line for each group; accuracies are fractions, as in all files."""
     first = comparison.sections[0]
+    heads = [column for name in comparison.heads for column in (name, f"{name}_ci95")]
     varied = sorted({key for group in comparison.groups for key in group.chosen} - set(COLUMNS))
     with file.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [*COLUMNS, *varied], restval="")
+        writer = csv.DictWriter(stream, [*COLUMNS, *heads, *varied], restval="")
         writer.writeheader()
         for section in comparison.sections:
             for group in section.groups:
                 chosen = {key: group.chosen[key] for key in varied if key in group.chosen}
-                writer.writerow({**_record(section, group), "differs": "; ".join(section.differs(first)), **chosen})
+                of_heads = [_exact(number) for name in comparison.heads for number in group.score(name)]
+                record = _record(section, group) | dict(zip(heads, of_heads, strict=True))
+                writer.writerow({**record, "differs": "; ".join(section.differs(first)), **chosen})
 
 
-def _row(section: Section, group: Group, with_unit: bool) -> list[str]:
-    mean, ci = group.test
-    unit = f" {'%' if group.metric == 'accuracy' else group.metric}" if with_unit else ""
-    difference = group.difference
-    apart = ""
-    if difference:
-        apart = _mean_ci(group.metric, difference.mean, difference.ci95, "+")
-        apart += f" ({difference.seeds} seeds)" if difference.seeds < len(group.runs) else ""
-    elif group is section.groups[0] and any(other.difference for other in section.groups):
-        apart = "best"
+def _row(section: Section, group: Group, heads: list[str], with_metric: bool) -> list[str]:
     return [
         section.letter,
         group.label,
         str(len(group.runs)),
-        _mean_ci(group.metric, mean, ci) + unit,
-        apart,
-        _mean_ci(group.metric, group.mean(_validation), math.nan),
-        str(group.runs[0].protocol.get("adapt_steps", "")),
+        cell(group.metric, *group.test) + (f" {title(group.metric)}" if with_metric else ""),
+        _to_the_best(section, group),
+        *(_known(name, *group.score(name)) for name in heads),
+        _known(group.metric, group.mean(_validation)),
+        _range([run.adapt_steps for run in group.runs]),
         _range([run.steps for run in group.runs]),
         _clock(group.mean(lambda run: run.seconds)),
         _count(group.mean(lambda run: run.tasks_per_s)),
     ]
+
+
+def _to_the_best(section: Section, group: Group) -> str:
+    difference = group.difference
+    if difference:
+        few = f" ({difference.seeds} seeds)" if difference.seeds < len(group.runs) else ""
+        return cell(group.metric, difference.mean, difference.ci95, "+") + few
+    return "best" if group is section.groups[0] and any(other.difference for other in section.groups) else ""
 
 
 def _record(section: Section, group: Group) -> dict[str, object]:
@@ -138,7 +144,7 @@ def _record(section: Section, group: Group) -> dict[str, object]:
         "ci95": _exact(ci),
         "ci95_over": "seeds" if len(group.runs) > 1 else "tasks",
         "val": _exact(group.mean(_validation)),
-        "adapt_steps": run.protocol.get("adapt_steps", ""),
+        "adapt_steps": run.adapt_steps,
         "steps": _exact(group.mean(lambda run: run.steps)),
         "train_s": _exact(group.mean(lambda run: run.seconds)),
         "tasks_per_s": _exact(group.mean(lambda run: run.tasks_per_s)),
@@ -153,15 +159,9 @@ def _validation(run: Run) -> float | None:
     return run.val.mean if run.val else None
 
 
-def _unit(metric: str) -> str:
-    return "accuracy (%)" if metric == "accuracy" else metric
-
-
-def _mean_ci(metric: str, mean: float, ci: float, sign: str = "") -> str:
-    """`98.70 ± 0.30`; nothing for a mean that is not known."""
-    scale, digits = (100, ".2f") if metric == "accuracy" else (1, ".4g")
-    told = f"{scale * mean:{sign}z{digits}}"
-    return told if math.isnan(ci) else f"{told} ± {scale * ci:{digits}}"
+def _known(name: str, mean: float, ci95: float = math.nan) -> str:
+    """The cell of a score; empty where it is not known."""
+    return "" if math.isnan(mean) else cell(name, mean, ci95)
 
 
 def _range(numbers: list[int | None]) -> str:

@@ -1,11 +1,14 @@
-"""Pictures of a run: accuracy by adaptation step, and what an episode looks like."""
+"""Pictures of a run: scores by adaptation step, and what an episode looks like."""
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+
+from metarun.metrics import Score, axis, by_step, metric, scaled, telling
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,45 +19,29 @@ COLOURS = ("#2563eb", "#d97706", "#059669", "#be185d", "#6d28d9", "#475569")
 
 
 def adaptation_curve(test: dict[str, Any]) -> Figure:
-    """Accuracy (or squared error) by adaptation step, with its 95% confidence band."""
+    """Scores by adaptation step with their 95% confidence bands: a panel for accuracies, one for squared errors."""
     from matplotlib.figure import Figure  # the object itself, not pyplot: no global state, no display needed
 
-    figure = Figure(figsize=(6.4, 4.0), dpi=120, layout="constrained")
-    axes = figure.add_subplot()
-    rows = test["by_step"]
-    curves = _curves(rows)
-    for colour, (name, points) in zip(COLOURS * len(curves), curves.items(), strict=False):
-        _band(axes, points, name, colour)
-    _dress(axes, [row["step"] for row in rows], list(curves))
+    rows = by_step(test)
+    names = telling(next(iter(rows.values())))
+    names = [name for name in names if not name.endswith("loss")] or names
+    panels = {metric(name): [other for other in names if metric(other) == metric(name)] for name in names}
+    figure = Figure(figsize=(6.4 * len(panels), 4.0), dpi=120, layout="constrained")
+    for number, alike in enumerate(panels.values()):
+        axes = figure.add_subplot(1, len(panels), number + 1)
+        for place, name in enumerate(alike):
+            _band(axes, {step: row[name] for step, row in rows.items()}, name, COLOURS[place % len(COLOURS)])
+        _dress(axes, list(rows), alike)
     return figure
 
 
-def _curves(rows: list[dict[str, Any]]) -> dict[str, list[tuple[int, float, float]]]:
-    """name -> (step, mean, ci95) of each step; accuracies in percent, squared errors only without them."""
-    curves: dict[str, list[tuple[int, float, float]]] = {}
-    for row in rows:
-        for name, metrics in {"": row, **row.get("heads", {})}.items():
-            metric = next((key for key in ("accuracy", "mse") if key in metrics), None)
-            if metric is not None:
-                scale = 100 if metric == "accuracy" else 1
-                mean, ci = metrics[metric]["mean"], metrics[metric].get("ci95") or 0.0
-                point = (row["step"], scale * _number(mean), scale * ci)
-                curves.setdefault(f"{name} {metric}".strip(), []).append(point)
-    accuracies = {name: points for name, points in curves.items() if name.endswith("accuracy")}
-    return accuracies or curves
-
-
-def _number(value: float | None) -> float:
-    """null in a file stands for NaN."""
-    return float("nan") if value is None else value
-
-
-def _band(axes: Axes, points: list[tuple[int, float, float]], name: str, colour: str) -> None:
-    steps, means, cis = zip(*points, strict=True)
+def _band(axes: Axes, points: dict[int, Score], name: str, colour: str) -> None:
+    means = [scaled(name, score.mean) for score in points.values()]
+    cis = [0.0 if math.isnan(score.ci95) else scaled(name, score.ci95) for score in points.values()]
     low = [mean - ci for mean, ci in zip(means, cis, strict=True)]
     high = [mean + ci for mean, ci in zip(means, cis, strict=True)]
-    axes.fill_between(steps, low, high, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(steps, means, color=colour, marker="o", markersize=5, linewidth=1.8, label=name)
+    axes.fill_between(list(points), low, high, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(list(points), means, color=colour, marker="o", markersize=5, linewidth=1.8, label=name.replace("/", " "))
 
 
 def _dress(axes: Axes, steps: list[int], names: list[str]) -> None:
@@ -65,8 +52,7 @@ def _dress(axes: Axes, steps: list[int], names: list[str]) -> None:
     axes.set_xticks(steps[::every], labels=[str(step) for step in steps[::every]])
     axes.minorticks_off()
     axes.set_xlabel("adaptation steps")
-    percent = all(name.endswith("accuracy") for name in names)
-    axes.set_ylabel("test accuracy (%)" if percent else "test mean squared error")
+    axes.set_ylabel("test " + axis(names[0] if len(names) == 1 else names[0].rpartition("/")[2]))
     axes.set_title("test, mean over tasks with 95% confidence interval", fontsize=10, loc="left")
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)

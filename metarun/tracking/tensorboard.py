@@ -26,41 +26,41 @@ class TensorBoard:
 
         self.run_dir = run_dir
         self.ended = True
-        with _told(run_dir):
+        with _errors_told(run_dir):
             self.writer = SummaryWriter(run_dir, purge_step=purge_step, flush_secs=10)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write scalars."""
-        with _told(self.run_dir):
+        with _errors_told(self.run_dir):
             for tag, value in values.items():
                 self.writer.add_scalar(tag, value, step)
 
     def text(self, tag: str, content: str) -> None:
         """Show `content` as it is: indented, because Markdown would fold the lines of YAML into one."""
-        with _told(self.run_dir):
+        with _errors_told(self.run_dir):
             self.writer.add_text(tag, textwrap.indent(content, "    "), 0)
 
     def picture(self, tag: str, images: Tensor, left: int = 0) -> None:
         """Show a picture [C, H, W], or a grid [rows, cols, C, H, W] with a gap after `left` columns."""
-        with _told(self.run_dir):
+        with _errors_told(self.run_dir):
             self.writer.add_image(tag, images if images.ndim == 3 else figures.grid(images, left), 0)
 
     def curve(self, tag: str, test: dict[str, Any]) -> None:
-        """Show accuracy by adaptation step."""
+        """Show the scores of a meta-test by adaptation step."""
         import numpy as np
         from matplotlib.backends.backend_agg import FigureCanvasAgg
 
         # add_figure would import pyplot, and with it a global list of figures
         canvas = FigureCanvasAgg(figures.adaptation_curve(test))
         canvas.draw()
-        with _told(self.run_dir):
+        with _errors_told(self.run_dir):
             self.writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], 0, dataformats="HWC")
 
     def hparams(self, hparams: dict[str, Hyper]) -> None:
         """Enter this run in the table of runs, whose other columns are the last values of all scalars.
 
-        An experiment summary, which could choose columns, is left out: TensorBoard reads one run's and applies it
-        to all, so that runs of two algorithms would lose settings and metrics, and what a sweep varies its place.
+        An experiment summary, which could choose columns, is not written: TensorBoard reads that of one run and
+        applies it to all, so that the table would lack what runs of another algorithm have.
         """
         from tensorboard.plugins.hparams import summary_v2
 
@@ -86,12 +86,12 @@ class TensorBoard:
         self.ended = True
 
     def _summary(self, summary: Any) -> None:
-        with _told(self.run_dir):
+        with _errors_told(self.run_dir):
             self.writer._get_file_writer().add_summary(summary)
 
 
 @contextlib.contextmanager
-def _told(run_dir: Path) -> Iterator[None]:
+def _errors_told(run_dir: Path) -> Iterator[None]:
     """The writer's thread hands its OSError (a full disk, mostly) to the next call: say it in one line."""
     try:
         yield

@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from metarun.metrics import by_step, scores
 from metarun.tracking.console import Console
 from metarun.tracking.jsonl import JsonLines
 from metarun.tracking.tensorboard import TensorBoard
@@ -18,6 +19,8 @@ log = logging.getLogger("metarun")
 
 
 class Trackers:
+    """What is told to all of them; a rank or a repeated meta-test has the console alone."""
+
     def __init__(self, console: Console, lines: JsonLines | None, board: TensorBoard | None) -> None:
         self.console, self.lines, self.board = console, lines, board
 
@@ -29,10 +32,8 @@ class Trackers:
     @staticmethod
     def of_training(steps: int, folder: Path, step: int) -> Trackers:
         """`step` is where a resumed run goes on; what was logged after it is dropped."""
-        console = Console(steps, folder)
-        console.resume(step)
         lines = JsonLines(folder / "metrics.jsonl", step or None)
-        return Trackers(console, lines, TensorBoard(folder, step + 1 if step else None))
+        return Trackers(Console(steps, folder, step), lines, TensorBoard(folder, step + 1 if step else None))
 
     @contextmanager
     def closing(self, record: dict[str, Any]) -> Iterator[None]:
@@ -83,6 +84,7 @@ class Trackers:
         """The final table, the adaptation curve, and the scores that runs are compared by."""
         self.console.table(record)
         if self.board:
-            self.board.curve("test/adaptation", record["test"])
-            scores = {name: s["mean"] for name, s in record["test"].items() if isinstance(s, dict) and "mean" in s}
-            self.board.log(record["steps"], {f"test/{name}": mean for name, mean in scores.items()})
+            if len(by_step(record["test"])) > 1:
+                self.board.curve("test/adaptation", record["test"])
+            values = {f"test/{name}": score.mean for name, score in scores(record["test"]).items()}
+            self.board.log(record["steps"], values)

@@ -10,6 +10,7 @@ from torch.utils._pytree import tree_map
 
 from metarun.maths.inner import last
 from metarun.maths.net import Net
+from metarun.maths.new_head import LAYER, blank, fit, predict, seen
 from metarun.types import Batch, Episode, Head, Params
 
 LR = 0.7

@@ -17,6 +17,7 @@ import pytest
 from metarun.cli.report import report
 from metarun.report.compare import compare
 from metarun.report.interval import mean_t, t_975
+from metarun.report.plot import panels, write_plot
 from metarun.report.runs import Missing, Run, find
 
 PROTOCOL = {"ways": 5, "shots": 1, "queries": 1, "norm": "none", "adapt_steps": 3, "episodes": "sha256:aaaaaaaaaaaa"}
@@ -29,17 +30,24 @@ def write_run(folder: Path, mean: float | None, typed: tuple[str, ...] = (), **c
         **{"status": "completed", "error": None, "algo": "maml", "data": "omniglot", "backbone": "conv4"},
         **{"seed": 0, "steps": 20, "test": {"loss": score, "accuracy": score}, "val": {"accuracy": score, "step": 20}},
         **{"protocol": PROTOCOL, "cost": {"train_s": 65.0, "tasks_per_s": 1000.0}},
+        **{"aside": ["name", "chunk", "device.type"]},
         **changes,
     }
     (folder / ".hydra").mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(record))
     typed = (f"algo={record['algo']}", f"seed={record['seed']}", *typed)
     (folder / ".hydra" / "overrides.yaml").write_text("".join(f"- {t}\n" for t in typed))
-    config = {"algo": {"inner_lr": 0.4}, "train": {"steps": 20}, "seed": record["seed"], "name": str(folder)}
+    config: dict[str, Any] = {"algo": {"inner_lr": 0.4}, "train": {"steps": 20}, "name": str(folder)}
+    choices = {}
     for key, _, value in (t.partition("=") for t in typed):
         section, _, rest = key.partition(".")
         if rest:
-            config[section][rest] = json.loads(value)
+            config.setdefault(section, {})[rest] = json.loads(value)
+        elif key in ("algo", "device"):
+            choices[key] = value
+        else:
+            config[key] = json.loads(value)
+    (folder / ".hydra" / "hydra.yaml").write_text(json.dumps({"hydra": {"runtime": {"choices": choices}}}))
     (folder / ".hydra" / "config.yaml").write_text(json.dumps(config))
     rows = [{"step": step, "val/accuracy": 0.5 + step / 100} for step in (10, 20)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + '{"step": 3')
@@ -183,6 +191,97 @@ def test_a_repeated_meta_test_is_a_group_of_its_own(tmp_path: Path) -> None:
     assert labels == {"maml", "maml tested again=test.adapt_steps=10"}
 
 
+def test_what_a_run_says_changes_nothing_is_left_aside(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 0.8, ("chunk=4",))
+    write_run(tmp_path / "b", 0.7, ("chunk=16", "device=cuda", "device.type=1"), seed=1)
+    assert [[run.seed for run in group.runs] for group in compare(runs(tmp_path)).groups] == [[0, 1]]
+
+
+def test_a_choice_counts_as_long_as_a_key_of_its_section_does(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 0.8, ("device=cpu", "device.type=0", "device.rounds=1"))
+    write_run(tmp_path / "b", 0.7, ("device=cuda", "device.type=1", "device.rounds=1"), seed=1)
+    assert [group.label for group in compare(runs(tmp_path)).groups] == ["maml device=cpu", "maml device=cuda"]
+
+
+def test_a_run_that_leaves_nothing_aside_is_told_apart_by_all_but_its_seed(tmp_path: Path) -> None:
+    record = json.loads((write_run(tmp_path / "a", 0.8, ("name=1", "chunk=4")) / "result.json").read_text())
+    write_run(tmp_path / "b", 0.7, ("name=1", "chunk=4"), seed=1)
+    write_run(tmp_path / "c", 0.6, ("name=1", "chunk=16"), seed=2)
+    del record["aside"]
+    for seed, name in enumerate("abc"):
+        (tmp_path / name / "result.json").write_text(json.dumps(record | {"seed": seed}))
+    found = {group.label: [run.seed for run in group.runs] for group in compare(runs(tmp_path)).groups}
+    assert found == {"maml chunk=4": [0, 1], "maml chunk=16": [2]}
+
+
+def of_heads(digit: float, ink: float) -> dict[str, Any]:
+    """A meta-test of two heads, with the overall metrics."""
+    right, error = ({"mean": mean, "ci95": 0.02, "tasks": 100} for mean in (digit, ink))
+    lost = {"mean": 7.0, "ci95": 0.1, "tasks": 100}
+    heads = {"digit": {"accuracy": right, "loss": lost}, "ink": {"mse": error, "loss": error}}
+    return {"loss": lost, "accuracy": right, "mse": error, "heads": heads}
+
+
+def write_heads(folder: Path, digit: float, ink: float, **changes: Any) -> None:
+    write_run(folder, None, test=of_heads(digit, ink), val=of_heads(digit, ink) | {"step": 20}, **changes)
+    rows = [{"step": step, "val/accuracy": 0.5, "val/digit/accuracy": digit, "val/ink/mse": ink} for step in (10, 20)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+@pytest.mark.parametrize(
+    ("metric", "told"),
+    [
+        (
+            "accuracy",
+            {"test accuracy (%)": "90.00 ± 2.00", "digit accuracy (%)": "90.00 ± 2.00", "ink mse": "0.4000 ± 0.0200"},
+        ),
+        ("digit/accuracy", {"test digit accuracy (%)": "90.00 ± 2.00", "ink mse": "0.4000 ± 0.0200"}),
+        ("ink/mse", {"test ink mse": "0.4000 ± 0.0200", "digit accuracy (%)": "90.00 ± 2.00"}),
+        (
+            None,
+            {"test accuracy (%)": "90.00 ± 2.00", "digit accuracy (%)": "90.00 ± 2.00", "ink mse": "0.4000 ± 0.0200"},
+        ),
+    ],
+)
+def test_the_primary_metric_ranks_and_every_other_head_has_a_column(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], metric: str | None, told: dict[str, str]
+) -> None:
+    write_heads(tmp_path / "a", 0.9, 0.4, algo="a", metric=metric)
+    write_heads(tmp_path / "b", 0.8, 0.3, algo="b", metric=metric)
+    lines = [line for line in said(capsys, tmp_path, "--markdown").splitlines() if line.startswith("|")]
+    header, _, *rows = [line.strip("| ").split(" | ") for line in lines]
+    assert [row[0] for row in rows] == (["b", "a"] if metric == "ink/mse" else ["a", "b"])
+    of_a = next(row for row in rows if row[0] == "a")
+    assert dict(zip(header[2:-5], of_a[2:-5], strict=True)) == told
+
+
+def test_a_primary_metric_that_the_test_lacks_is_named(tmp_path: Path) -> None:
+    write_run(tmp_path / "a", 0.8, metric="left/accuracy")
+    (missing,) = find([tmp_path])
+    assert isinstance(missing, Missing) and "its test has no left/accuracy" in missing.why
+
+
+def test_heads_stand_in_the_csv_with_their_intervals_over_seeds(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for seed, ink in enumerate((0.2, 0.3, 0.4)):
+        write_heads(tmp_path / f"{seed}", 0.9, ink, seed=seed)
+    write_run(tmp_path / "bare", 0.5, algo="mtl")
+    said(capsys, tmp_path, "--csv", tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as stream:
+        heads, bare = csv.DictReader(stream)
+    assert (float(heads["ink/mse"]), float(heads["ink/mse_ci95"])) == pytest.approx(mean_t([0.2, 0.3, 0.4]))
+    assert float(heads["digit/accuracy"]) == pytest.approx(0.9)
+    assert (bare["ink/mse"], bare["digit/accuracy_ci95"]) == ("", "")
+
+
+def test_the_steps_that_were_taken_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score = {"accuracy": {"mean": 0.8, "ci95": 0.02, "tasks": 100}}
+    write_run(tmp_path / "a", 0.8, test={**score, "adapt_steps": 1})
+    header, _, row = said(capsys, tmp_path, "--markdown").splitlines()[:3]
+    assert dict(zip(header.split("|"), row.split("|"), strict=True))[" adapt steps "] == " 1 "
+
+
 def test_csv_round_trip(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seeds(tmp_path, "maml", [0.6, 0.7, 0.8])
     seeds(tmp_path, "reptile", [0.5, 0.7])
@@ -215,6 +314,17 @@ def test_plot_is_a_png_one_can_look_at(tmp_path: Path, capsys: pytest.CaptureFix
     width, height = struct.unpack(">II", head[16:])
     assert 600 < width < 2000 and 400 < height < 1200
     assert "without a curve: mtl" in out
+
+
+def test_heads_have_a_panel_each(tmp_path: Path) -> None:
+    write_heads(tmp_path / "a", 0.9, 0.4, metric="digit/accuracy")
+    write_heads(tmp_path / "b", 0.8, 0.3, metric="digit/accuracy", seed=1)
+    comparison = compare(runs(tmp_path))
+    assert write_plot(comparison, tmp_path / "one.png") == []
+    assert {panel.metric: panel.curves for panel in panels(comparison)} == {
+        "digit/accuracy": ({10: [90.0, 80.0], 20: [90.0, 80.0]},),
+        "ink/mse": ({10: [0.4, 0.3], 20: [0.4, 0.3]},),
+    }
 
 
 def test_mistakes_are_one_line_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from metarun.tracking import console
-from metarun.tracking.console import Console, clock, describe
+from metarun.tracking.console import Console, describe
 
 VALUES = {"train/loss": 0.5, "train/accuracy": 0.873, "train/tasks_per_s": 1234.4, "lr": 0.001}
 RESULT = {
@@ -101,12 +101,49 @@ def test_regression_is_shown_as_squared_error(capsys: pytest.CaptureFixture[str]
     assert "%)" not in out and "loss" not in out
 
 
+def of_heads(digit: float, ink: float) -> dict[str, object]:
+    """A row of two heads; overall there is an accuracy of the one, a squared error of the other, and a loss of both."""
+    error, right = {"mean": ink, "ci95": 0.01, "tasks": 9}, {"mean": digit, "ci95": 0.02, "tasks": 9}
+    lost = {"mean": 7.0, "ci95": 0.1, "tasks": 9}
+    return {
+        **{"loss": lost, "accuracy": right, "mse": error},
+        "heads": {"digit": {"accuracy": right, "loss": lost}, "ink": {"mse": error, "loss": error}},
+    }
+
+
 def test_heads_have_columns_of_their_own(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
-    heads = {"left": {"accuracy": {"mean": 0.9, "ci95": 0.01}}, "right": {"accuracy": {"mean": 0.8, "ci95": None}}}
-    Console(1, tmp_path).table({"data": "digits", "test": {"heads": heads}})
-    out = capsys.readouterr().out
-    assert "left accuracy (%)" in out
-    assert "90.00 ± 1.00" in out and "80.00" in out
+    rows = [{"step": 0, **of_heads(0.9, 0.5)}]
+    Console(1, tmp_path).table({"data": "digits", "test": {"by_step": rows}, "protocol": {"adapt_steps": 0}})
+    header, _, row = capsys.readouterr().out.splitlines()[1:4]
+    names = ["adaptation steps", "digit accuracy (%)", "ink mse", "loss"]  # overall there is no more to say
+    assert re.split("  +", header.strip()) == names
+    assert re.split("  +", row.strip()) == ["* 0", "90.00 ± 2.00", "0.5000 ± 0.0100", "7.0000 ± 0.1000"]
+
+
+def test_a_bar_names_overall_metrics_and_a_validation_those_of_heads_too(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    values = {"loss": 0.5, "accuracy": 0.9, "left/accuracy": 0.95, "right/accuracy": 0.85, "left/loss": 0.5}
+    shown = Console(9, tmp_path)
+    shown.log(1, {f"{part}/{name}": value for part in ("train", "val") for name, value in values.items()})
+    train, val = capsys.readouterr().out.splitlines()
+    assert train == "step 1/9  loss 0.500  accuracy 90.0%"
+    assert val == "step 1/9  validation  loss 0.500  accuracy 90.0%  left accuracy 95.0%  right accuracy 85.0%"
+
+
+def test_a_title_wraps_where_numbers_would_not_fit(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    heads = {f"colour of the hat {n}": {"accuracy": {"mean": 0.9, "ci95": 0.02, "tasks": 9}} for n in range(6)}
+    test = {"by_step": [{"step": 0, "heads": heads}]}
+    Console(1, tmp_path).table({"data": "hats", "test": test, "protocol": {"adapt_steps": 0}})
+    assert sum(line.count("90.00 ± 2.00") for line in capsys.readouterr().out.splitlines()) == 6
+
+
+def test_steps_that_were_not_taken_are_no_rows(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    score = {"accuracy": {"mean": 0.5, "ci95": 0.1, "tasks": 9}}
+    test = {**score, "adapt_steps": 1, "by_step": [{"step": step, **score} for step in (0, 1, 2, 3)]}
+    Console(1, tmp_path).table({"data": "digits", "test": test, "protocol": {"adapt_steps": 3}})
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if "50.00" in line]
+    assert [row[:-3] for row in rows] == [["0"], ["*", "1"]]
 
 
 @pytest.mark.parametrize(
@@ -152,7 +189,7 @@ def test_a_terminal_shows_a_bar_and_keeps_validations(monkeypatch: pytest.Monkey
     os.close(ours)
     assert "step 1/100  validation  accuracy 95.1%" in out
     bar = re.sub(r"\x1b\[[\d;?]*\w", "", out).splitlines()[-1]
-    assert re.search(r"━+ +40/100 +loss 0.500 +accuracy 87.3% +1,234 tasks/s +0:00 left", bar)
+    assert re.search(r"━+ +40/100 +loss 0.500 +accuracy 87.3% +1,234 tasks/s +00:0\d left", bar)
     assert "\x1b[?25h" in after  # the cursor is back
 
 
@@ -161,30 +198,34 @@ def test_time_left_counts_the_steps_of_this_session(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(time, "monotonic", lambda: now)
     raw = io.StringIO()
     monkeypatch.setattr(sys, "stdout", raw)
-    shown = Console(60_000, tmp_path)
-    shown.resume(50_000)
+    shown = Console(60_000, tmp_path, start=50_000)
+    now += 500.0
     shown.step(50_001)  # the first step pays for warming up and is not counted
     now += 10.0
     shown.step(50_101)
     shown.log(50_101, VALUES)
     assert "step 50,101/60,000" in raw.getvalue()
-    assert f"{clock(9_899 * 10 / 100)} left" in raw.getvalue()
+    assert "16:30 left" in raw.getvalue()  # 9,899 steps of 0.1 s
 
 
-def test_a_step_that_draws_nothing_is_nearly_free(tmp_path: Path) -> None:
+def test_before_a_pace_is_known_no_time_is_left(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    Console(100, tmp_path).log(10, VALUES)
+    assert capsys.readouterr().out == "step 10/100  loss 0.500  accuracy 87.3%  1,234 tasks/s\n"
+
+
+def test_a_step_between_two_draws_does_not_reach_rich(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
     shown = Console(10**6, tmp_path)
-    shown.step(1)
-    best = float("inf")
-    for _ in range(5):
-        began = time.perf_counter()
-        for step in range(10_000):
-            shown.step(step)
-        best = min(best, (time.perf_counter() - began) / 10_000)
-    assert best < 5e-6
+    drawn = []
+    monkeypatch.setattr(shown.progress, "update", lambda task, completed, **_: drawn.append(completed))
+    for step in range(1, 1001):
+        shown.step(step)
+        now += console.DRAW_EVERY / 100
+    assert len(drawn) == pytest.approx(10, abs=1) and drawn[0] == 1
 
 
-def test_words_and_clocks() -> None:
+def test_words() -> None:
     assert describe(VALUES, "train/") == ["loss 0.500", "accuracy 87.3%", "1,234 tasks/s"]
     assert describe({"val/left/accuracy": 1.0}, "val/") == ["left accuracy 100.0%"]
     assert describe({"train/loss": float("nan"), "train/grad_norm": 3.0}, "train/") == ["loss nan"]
-    assert [clock(245), clock(3723), clock(2 * 86400 + 3 * 3600 + 240)] == ["4:05", "1:02:03", "2d 03:04"]

@@ -35,11 +35,14 @@ def test_null_in_a_file_is_a_gap_in_the_curve() -> None:
     assert torch.tensor(figures.adaptation_curve(test).axes[0].lines[0].get_ydata()).isnan().tolist() == [False, True]
 
 
-def test_heads_have_a_curve_each() -> None:
-    metrics = {"accuracy": {"mean": 0.5, "ci95": 0.1}}
-    test = {"by_step": [{"step": 0, "heads": {"left": metrics, "right": metrics}}]}
-    axes = figures.adaptation_curve(test).axes[0]
-    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["left accuracy", "right accuracy"]
+def test_heads_have_a_curve_each_in_the_panel_of_their_metric() -> None:
+    right, error = {"accuracy": {"mean": 0.5, "ci95": 0.1}}, {"mse": {"mean": 0.2, "ci95": 0.1}}
+    heads = {"heads": {"left": right, "right": right, "ink": error}}
+    accuracies, errors = figures.adaptation_curve({"by_step": [{"step": 0, **heads}]}).axes
+    assert [text.get_text() for text in accuracies.get_legend().get_texts()] == ["left accuracy", "right accuracy"]
+    assert (accuracies.get_ylabel(), errors.get_ylabel()) == ("test accuracy (%)", "test ink mean squared error")
+    assert [list(line.get_ydata()) for line in accuracies.lines] == [[50], [50]]
+    assert [list(line.get_ydata()) for line in errors.lines] == [[0.2]]
 
 
 def test_a_figure_needs_no_pyplot() -> None:
