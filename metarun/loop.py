@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch.utils._pytree import tree_leaves
 
 from metarun.engine.choice import within_memory
 from metarun.engine.device import peak_memory_mb, seed_draws
@@ -195,7 +194,8 @@ class Loop:
             seed_draws(self.device, own)
         work = partial(self.algo.meta_grad, state.params, sample)
         found, state.parallel = within_memory(work, state.parallel, self.tracker.say)
-        grads, metrics = self.team.mean(found, len(tree_leaves(sample)[0]) / total)
+        share = self.team.share(total)
+        grads, metrics = self.team.mean(found, (share.stop - share.start) / total)
         for name, p in state.params.items():
             p.grad = grads[name]
         params = list(state.params.values())

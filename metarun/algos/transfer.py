@@ -30,7 +30,7 @@ class Transfer:
     inner_lr: float
     test_adapt: Literal["head", "all"]
 
-    trains_on: ClassVar[str] = "all"
+    trains_on: ClassVar[str] = "rows"
 
     def init(self, generator: torch.Generator) -> Params:
         return self.net.with_heads(self.task_heads).init(generator)

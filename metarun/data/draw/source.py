@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from metarun.data.draw.episodes import EpisodeSampler
+from metarun.data.draw.offers import not_offered
+from metarun.data.draw.rows import Rows, RowSampler
 from metarun.data.draw.split import ClassSplit
 from metarun.data.draw.tasks import TaskSampler
 from metarun.data.images.collection import Collection
 from metarun.data.images.mapped import Mapped, Resident, placed
 from metarun.errors import UserError
-
 
 @dataclass(frozen=True)
 class ImageData:
@@ -25,6 +26,9 @@ class ImageData:
     splits: Mapping[str, ClassSplit]
     fingerprint: str
     protocol: dict[str, Any]  # what a reader of results must know: split, rotations
+
+    metric: ClassVar[str] = "accuracy"
+    offers: ClassVar[tuple[str, ...]] = ("episodes", "group", "rows")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -36,9 +40,9 @@ class ImageData:
 
     def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> EpisodeSampler:
         """Tasks of one split; `section` is the part of the config where a number that cannot be is mended."""
-        for key, value in (("ways", ways), ("shots", shots), ("queries", queries)):
+        for key, value in (("data.ways", ways), (f"{section}.shots", shots), (f"{section}.queries", queries)):
             if value < 1:
-                raise UserError(f"data.{key}={value} must be at least 1. Raise it.")
+                raise UserError(f"{key}={value} must be at least 1. Raise it.")
         chosen = self.splits[split]
         classes, needed = len(chosen.counts), shots + queries
         if ways > classes:
@@ -62,8 +66,13 @@ class ImageData:
             content.update(part.cpu().contiguous().numpy().data)
         return f"sha256:{content.hexdigest()}"
 
-    def tasks(self, by: str, shots: int) -> TaskSampler:
-        return TaskSampler.build(self.images, self.splits["train"], by, shots, self.fingerprint)
+    def tasks(self, by: str, shots: int) -> TaskSampler | RowSampler:
+        split = self.splits["train"]
+        if by == "group":
+            return TaskSampler.of_groups(self.images, split, shots, self.fingerprint)
+        if by == "rows":
+            return RowSampler(self.images, Rows.of_classes(split), shots, self._fingerprint(split))
+        raise not_offered(by, self.name, self.offers)
 
 
 def classes_by_name(listed: Sequence[tuple[str, str]], names: Sequence[str], source: object) -> dict[str, list[int]]:
