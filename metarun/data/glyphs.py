@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from metarun.data.draw.source import ImageData, split_classes
+from metarun.data.draw.source import ImageData, Within, split_classes
 from metarun.data.images.cache import cached
 from metarun.data.images.collection import Recipe
 from metarun.data.images.mapped import Resident
@@ -82,6 +82,7 @@ class Glyphs:
     ways: int
     shots: int
     queries: int
+    within: Within
     resident: Resident
 
     def load(self, device: torch.device) -> ImageData:
@@ -96,7 +97,7 @@ class Glyphs:
         turned = {"train": self.rotations, "val": self.rotations, "test": False}
         rotations = "90° as classes in training and validation; test upright" if self.rotations else "none"
         protocol = {"split": f"by alphabet: {sizes} characters (seed {self.seed})", "rotations": rotations}
-        return split_classes("glyphs", collection, classes, turned, protocol).to(device, self.resident)
+        return split_classes("glyphs", collection, classes, turned, protocol, self.within).to(device, self.resident)
 
     def _split(self) -> dict[str, range]:
         """Whole alphabets. They come in no order, so that the first can train and the last test."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from metarun.data.images.collection import Collection
 from metarun.data.images.mapped import Mapped, Resident, placed
 from metarun.errors import UserError
 
+Within = Literal["group"] | None  # what the ways of an episode have in common
+
+
 @dataclass(frozen=True)
 class ImageData:
     name: str
@@ -26,6 +29,7 @@ class ImageData:
     splits: Mapping[str, ClassSplit]
     fingerprint: str
     protocol: dict[str, Any]  # what a reader of results must know: split, rotations
+    within: Within = None
 
     metric: ClassVar[str] = "accuracy"
     offers: ClassVar[tuple[str, ...]] = ("episodes", "group", "rows")
@@ -57,12 +61,26 @@ class ImageData:
                 f"{section}.shots={shots} with {section}.queries={queries} needs {needed} images per class; "
                 f"{owner} has {fewest}. Lower one of them."
             )
-        return EpisodeSampler(self.images, chosen, ways, shots, queries, self._fingerprint(chosen))
+        groups = None if self.within is None else self._groups(split, ways)
+        return EpisodeSampler(self.images, chosen, ways, shots, queries, self._fingerprint(chosen, groups), groups)
 
-    def _fingerprint(self, split: ClassSplit) -> str:
+    def _groups(self, split: str, ways: int) -> Tensor:
+        """The groups of a split that have as many classes as there are ways: bool [G, classes]."""
+        owners = self.splits[split].groups
+        names = sorted(set(owners))
+        members = torch.tensor([[owner == name for owner in owners] for name in names], device=self.images.device)
+        sizes = members.sum(1)
+        if ways > int(sizes.max()):
+            raise UserError(
+                f"data.ways={ways} with data.within=group is more than the {int(sizes.max())} classes of "
+                f"{names[int(sizes.argmax())]}, the largest group of {self.name}'s {split} split. Lower data.ways."
+            )
+        return members[sizes >= ways]
+
+    def _fingerprint(self, split: ClassSplit, groups: Tensor | None = None) -> str:
         """Of the content and of what a draw's indices mean: another split seed is another set of episodes."""
         content = hashlib.sha256(self.fingerprint.encode())
-        for part in (split.rows, split.counts, split.turns):
+        for part in (split.rows, split.counts, split.turns, *(() if groups is None else (groups,))):
             content.update(part.cpu().contiguous().numpy().data)
         return f"sha256:{content.hexdigest()}"
 
@@ -96,13 +114,16 @@ def split_classes(
     classes: Mapping[str, Sequence[int]],
     turned: Mapping[str, bool],
     protocol: dict[str, Any],
+    within: Within = None,
 ) -> ImageData:
     """Deals a collection's classes to splits; where `turned`, each counts four times, by quarter turns."""
+    if within is not None:  # else no word of it: results of before stay comparable
+        protocol = {**protocol, "within": within}
     splits = {
         split: _class_split(collection, torch.tensor(list(chosen)), 4 if turned[split] else 1)
         for split, chosen in classes.items()
     }
-    return ImageData(name, collection.images, splits, collection.fingerprint, protocol)
+    return ImageData(name, collection.images, splits, collection.fingerprint, protocol, within)
 
 
 def _class_split(collection: Collection, chosen: Tensor, turns: int) -> ClassSplit:
