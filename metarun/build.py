@@ -87,12 +87,7 @@ def _training(job: Job, data: Data) -> Sampler:
     """Draws what the algorithm trains on: the first of its ways that the data set offers."""
     named = job.sections["algo"].get("trains_on", "episodes")
     wanted = [named] if isinstance(named, str) else list(named)
-    by = next((way for way in wanted if way in data.offers), None)
-    if by is None:
-        raise UserError(
-            f"algo.trains_on={','.join(map(str, wanted))}: data={job.choices['data']} offers "
-            f"{', '.join(data.offers)}. Take another data set or algorithm."
-        )
+    by = next((way for way in wanted if way in data.offers), wanted[0])  # which is then refused
     train = job.train
     if by == "episodes":
         return data.episodes("train", train.ways, train.shots, train.queries, job.owner("train"))

@@ -15,7 +15,7 @@ from metarun.errors import UserError
 
 AT_LEAST = {
     "data.ways": 1,
-    "data.shots": 1,
+    "data.shots": 0,
     "data.queries": 1,
     "algo.inner_steps": 0,
     "algo.inner_batch": 1,
@@ -28,7 +28,7 @@ AT_LEAST = {
     "val.tasks": 2,
     "val.patience": 1,
     "test.tasks": 2,
-    "test.shots": 1,
+    "test.shots": 0,
     "test.queries": 1,
     "test.adapt_steps": 0,
     "device.index": 0,

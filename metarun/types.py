@@ -42,7 +42,7 @@ def memory(params: Params) -> Params:
 
 @dataclass(frozen=True)
 class Head:
-    """What one target is: a class out of `size`, or `size` real values.
+    """What one target is: a class out of `size` (int64 [B]), or `size` real values (float [B, size]).
 
     With `gaps` some rows have no such target: -100 as a class, NaN as a value. They count for nothing.
     """
@@ -56,9 +56,9 @@ Heads = Mapping[str, Head]
 
 
 class Batch(NamedTuple):
-    """Inputs and their targets by head."""
+    """Inputs and their targets, one of every head."""
 
-    x: Tensor  # [B, ...], or [T, B, ...] of T tasks
+    x: Tensor  # [B, ...], or [T, B, ...] of T tasks; rows that all heads share have T = 1
     y: Targets
 
 
@@ -81,40 +81,72 @@ Draw = dict[str, Tensor]
 
 
 class Sampler(Protocol):
-    """Draws tasks from one split. `draw` chooses (a few small tensors), `gather` fetches what was chosen."""
+    """Draws from one split of a data set. To draw is to choose (a few small tensors), to gather is to fetch."""
 
     @property
-    def heads(self) -> Heads: ...
+    def heads(self) -> Heads:
+        """What the targets of a sample are, by name."""
+        ...
 
     @property
-    def fingerprint(self) -> str: ...
+    def fingerprint(self) -> str:
+        """A text that differs wherever the same draw would fetch something else."""
+        ...
 
     @property
-    def from_disk(self) -> bool: ...  # gather waits for a disk: worth beginning early
+    def from_disk(self) -> bool:
+        """Whether gather waits for a disk, so that it is worth beginning early."""
+        ...
 
-    def draw(self, tasks: int, generator: torch.Generator) -> Draw: ...
+    def draw(self, count: int, generator: torch.Generator) -> Draw:
+        """What was chosen, on the generator's device. All tensors have one first axis, which ranks share by slices.
 
-    def gather(self, draw: Draw) -> Any: ...
+        It is `count` tasks long, or as many as there are fixed tasks; of rows that all heads share, `count` times the
+        shots of the sampler.
+        """
+        ...
+
+    def gather(self, draw: Draw) -> Any:
+        """What a draw, or a slice of it, chose: an Episode of its tasks, or a Batch of fixed tasks or of rows."""
+        ...
 
 
 class Data(Protocol):
     """A data set on its device, ready to be drawn from."""
 
     @property
-    def shape(self) -> tuple[int, ...]: ...
+    def shape(self) -> tuple[int, ...]:
+        """Of one input."""
+        ...
 
     @property
-    def protocol(self) -> dict[str, Any]: ...
+    def protocol(self) -> dict[str, Any]:
+        """What a reader of results must know of it: the split, the rotations."""
+        ...
 
     @property
-    def offers(self) -> tuple[str, ...]: ...  # the ways to draw training tasks
+    def metric(self) -> str:
+        """The name of what a model is chosen by: a metric ("accuracy", "mse"), or one head's ("digit/accuracy")."""
+        ...
 
     @property
-    def metric(self) -> str: ...  # what runs are compared by
+    def offers(self) -> tuple[str, ...]:
+        """The ways there are to draw training tasks, by name.
 
-    def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = ...) -> Sampler: ...
+        "episodes": fresh tasks; "group": a fixed task of each group of classes; "rows": one batch that all heads share.
+        """
+        ...
 
-    def tasks(self, by: str, shots: int) -> Sampler: ...
+    def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = ...) -> Sampler:
+        """Fresh tasks of a split, of `shots` and `queries` of each way.
+
+        `section` is the part of the config where numbers that cannot be are to be mended.
+        """
+        ...
+
+    def tasks(self, by: str, shots: int) -> Sampler:
+        """The sampler of another way to draw training tasks than episodes; one that is not offered is refused."""
+        ...
 
 
 class ParallelMap(Protocol):

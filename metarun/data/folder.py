@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from metarun.data.draw.source import ImageData, classes_by_name, split_classes
+from metarun.data.draw.source import ImageData, Within, classes_by_name, split_classes
 from metarun.data.images.cache import cached
 from metarun.data.images.collection import Recipe
 from metarun.data.images.decode import decode
@@ -43,6 +43,7 @@ class Folder:
     ways: int
     shots: int
     queries: int
+    within: Within
     resident: Resident
 
     def load(self, device: torch.device) -> ImageData:
@@ -58,9 +59,8 @@ class Folder:
         protocol = {"split": f"{split}: {sizes} classes", "rotations": "none"}
         key = {"size": self.size, "colour": self.colour, "files": _listing(root, files)}
         collection = cached("folder", key, lambda: self._decode(root, files))
-        return split_classes("folder", collection, classes, dict.fromkeys(SPLITS, False), protocol).to(
-            device, self.resident
-        )
+        turned = dict.fromkeys(SPLITS, False)
+        return split_classes("folder", collection, classes, turned, protocol, self.within).to(device, self.resident)
 
     def _shares(self) -> tuple[float, float, float]:
         if self.split == "auto":

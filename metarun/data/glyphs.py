@@ -17,17 +17,17 @@ import torch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
-from metarun.data.draw.source import ImageData, split_classes
+from metarun.data.draw.source import ImageData, Within, split_classes
 from metarun.data.images.cache import cached
 from metarun.data.images.collection import Recipe
 from metarun.data.images.mapped import Resident
+from metarun.data.images.strokes import POINTS, SIZE, arcs, ink
 from metarun.errors import UserError
 
 VERSION = 1  # of the drawings: raise it when they change, so that caches do not keep the old ones
-SIZE, SIDE = 28, 5  # pixels of an image, nodes of the lattice: each way
+SIDE = 5  # nodes of the lattice, each way
 GRID = torch.tensor([complex(x, y) for y in range(SIDE) for x in range(SIDE)])
 STROKES, LEGS = 6, 4  # at most: of a character, of a stroke
-POINTS = 16  # segments of a drawn leg
 SHARPEST = 1.4 * math.pi  # a leg that turned full circle would end where it begins
 SHARES = (0.06, 0.26)  # of the alphabets, for val and test: as Omniglot's 100 and 423 of 1623 characters
 CHUNK = 1024  # drawings rendered at once: bounds memory
@@ -82,6 +82,7 @@ class Glyphs:
     ways: int
     shots: int
     queries: int
+    within: Within
     resident: Resident
 
     def load(self, device: torch.device) -> ImageData:
@@ -96,7 +97,7 @@ class Glyphs:
         turned = {"train": self.rotations, "val": self.rotations, "test": False}
         rotations = "90° as classes in training and validation; test upright" if self.rotations else "none"
         protocol = {"split": f"by alphabet: {sizes} characters (seed {self.seed})", "rotations": rotations}
-        return split_classes("glyphs", collection, classes, turned, protocol).to(device, self.resident)
+        return split_classes("glyphs", collection, classes, turned, protocol, self.within).to(device, self.resident)
 
     def _split(self) -> dict[str, range]:
         """Whole alphabets. They come in no order, so that the first can train and the last test."""
@@ -265,39 +266,8 @@ def by_hand(program: Program, dice: Dice) -> Tensor:
     return _askew(path.flatten(1)[:, None], torch.tensor(HAND["slant"]), dice).view(path.shape)
 
 
-def arcs(knots: Tensor, turn: Tensor) -> Tensor:
-    """Legs from knot to knot [..., n+1], turning by τ [..., n]: arcs of circles, complex [..., n, POINTS+1].
-
-    At the share u of such a leg, its chord is multiplied by sin(uτ/2) / sin(τ/2) · exp(i(u−1)τ/2).
-    """
-    u = torch.linspace(0, 1, POINTS + 1)
-    half = torch.where(turn.abs() < 1e-3, 1e-3, turn)[..., None] / 2
-    way = torch.polar(torch.sin(u * half) / torch.sin(half), (u - 1) * half)
-    return knots[..., :-1, None] + knots.diff(dim=-1)[..., None] * way
-
-
 def _askew(path: Tensor, amount: Tensor, dice: Dice) -> Tensor:
     """Turns, scales and shears each path [R, S, n] about its middle: z -> (1 + a) z + b z̄."""
     a, b = (amount * dice.shift(*path.shape[:2], 1) for _ in range(2))
     out = path - path.mean(-1, keepdim=True)
     return path + a * out + b * out.conj()
-
-
-def ink(start: Tensor, end: Tensor, owner: Tensor, width: Tensor, count: int) -> Tensor:
-    """Draws short segments (complex [G], in pixels) with pens of `width` [G] on image `owner` [G]: [count, SIZE, SIZE].
-
-    A pixel's shade is how much of it the stroke covers, seen across the stroke; where strokes meet, the darker counts.
-    """
-    near = torch.arange(-2.0, 3.0)  # a segment reaches no farther than 2 pixels from the one in its middle
-    middle, chord = (start + end) / 2, (end - start)[:, None]
-    x = middle.real.round()[:, None] + near.repeat(5)
-    y = middle.imag.round()[:, None] + near.repeat_interleave(5)
-    gap_x, gap_y = x - start.real[:, None], y - start.imag[:, None]  # not complex: half as fast here
-    along = ((gap_x * chord.real + gap_y * chord.imag) / chord.abs().square().clamp(min=1e-9)).clamp(0, 1)
-    distance = torch.hypot(gap_x - along * chord.real, gap_y - along * chord.imag)
-    shade = (width[:, None] / 2 + 0.5 - distance).clamp(min=0).minimum(width[:, None].clamp(max=1))
-    outside = (x < 0) | (x >= SIZE) | (y < 0) | (y >= SIZE)
-    place = (owner[:, None] * SIZE**2 + y.long() * SIZE + x.long()).masked_fill(outside, count * SIZE**2)
-    canvas = torch.zeros(count * SIZE**2 + 1)  # the last one catches what falls outside
-    canvas.scatter_reduce_(0, place.flatten(), shade.flatten(), "amax")
-    return canvas[:-1].view(count, SIZE, SIZE)

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from metarun.data.draw.source import ImageData, classes_by_name, split_classes
+from metarun.data.draw.source import ImageData, Within, classes_by_name, split_classes
 from metarun.data.images.cache import cached
 from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.decode import decode
@@ -43,6 +43,7 @@ class Omniglot:
     ways: int
     shots: int
     queries: int
+    within: Within
     resident: Resident
 
     def load(self, device: torch.device) -> ImageData:
@@ -53,7 +54,7 @@ class Omniglot:
         sizes = "/".join(str(len(classes[name])) for name in SPLITS)
         protocol = {"split": f"{split}: {sizes} characters", "rotations": self._rotations()}
         turned = {"train": self.rotations, "val": self.rotations, "test": self.test_rotations}
-        return split_classes("omniglot", collection, classes, turned, protocol).to(device, self.resident)
+        return split_classes("omniglot", collection, classes, turned, protocol, self.within).to(device, self.resident)
 
     def _split(self, collection: Collection) -> tuple[dict[str, list[int]], str]:
         generator = torch.Generator().manual_seed(self.split_seed)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from metarun.data.draw.offers import not_offered
 from metarun.errors import UserError
 from metarun.types import Batch, Draw, Episode, Head, Heads
 
@@ -35,13 +36,8 @@ class SinusoidData:
     phase: float
     device: torch.device
 
-    @property
-    def offers(self) -> tuple[str, ...]:
-        return ("episodes",)
-
-    @property
-    def metric(self) -> str:
-        return "mse"
+    metric: ClassVar[str] = "mse"
+    offers: ClassVar[tuple[str, ...]] = ("episodes",)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -52,10 +48,13 @@ class SinusoidData:
         return {"split": "fresh tasks", "rotations": "none"}
 
     def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> SinusoidSampler:
+        for key, value in (("shots", shots), ("queries", queries)):
+            if value < 1:
+                raise UserError(f"{section}.{key}={value} must be at least 1. Raise it.")
         return SinusoidSampler(self.phase, shots, queries, self.device)
 
     def tasks(self, by: str, shots: int) -> SinusoidSampler:
-        raise UserError("data=sinusoid has no fixed tasks. Take algo=maml or algo=reptile, or an image data set.")
+        raise not_offered(by, "sinusoid", self.offers)
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,9 @@ class SinusoidSampler:
     def from_disk(self) -> bool:
         return False
 
-    def draw(self, tasks: int, generator: torch.Generator) -> Draw:
-        lots = torch.rand(tasks, 2 + self.shots + self.queries, generator=generator, device=generator.device)
+    def draw(self, count: int, generator: torch.Generator) -> Draw:
+        """Amplitudes [T], phases [T] and inputs [T, K+Q]."""
+        lots = torch.rand(count, 2 + self.shots + self.queries, generator=generator, device=generator.device)
         return {
             "amplitude": _between(*AMPLITUDE, lots[:, 0]),
             "phase": _between(0.0, self.phase, lots[:, 1]),

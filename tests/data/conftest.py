@@ -47,6 +47,12 @@ def omniglot(omniglot_cache: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[
 
 
 @pytest.fixture
+def shared() -> Path:
+    """Where real data lies, if it does."""
+    return SHARED
+
+
+@pytest.fixture
 def photos() -> Path:
     folder = SHARED / "cifar10-photos"
     if not folder.is_dir():

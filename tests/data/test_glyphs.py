@@ -10,8 +10,9 @@ from torch import Tensor
 
 from metarun.data import glyphs as module
 from metarun.data.draw.source import ImageData
-from metarun.data.glyphs import Glyphs, arcs, generate, ink
+from metarun.data.glyphs import Glyphs, generate
 from metarun.data.images.collection import Collection
+from metarun.data.images.strokes import POINTS, arcs, ink
 from metarun.errors import UserError
 
 CPU = torch.device("cpu")
@@ -122,7 +123,7 @@ def test_a_leg_is_an_arc_from_knot_to_knot_that_turns_as_told(turn: float) -> No
     steps = way.diff()
     assert torch.allclose(steps.abs(), steps.abs().mean(), rtol=1e-3)
     turned = (steps[1:] / steps[:-1]).angle().sum()
-    assert float(turned) == pytest.approx(turn * (module.POINTS - 1) / module.POINTS, abs=2e-3)
+    assert float(turned) == pytest.approx(turn * (POINTS - 1) / POINTS, abs=2e-3)
 
 
 def test_whole_alphabets_are_dealt_to_the_splits(small: Callable[..., Glyphs]) -> None:

@@ -56,5 +56,13 @@ def test_the_same_seed_draws_the_same_tasks(configured: Configured) -> None:
 def test_a_regression_has_no_ways_and_no_fixed_tasks(configured: Configured) -> None:
     with pytest.raises(UserError, match=r"data\.ways=5"):
         configured("sinusoid", ways=5).load(CPU)
-    with pytest.raises(UserError, match="data=sinusoid has no fixed tasks"):
-        configured("sinusoid").load(CPU).tasks("group", 4)
+    data = configured("sinusoid").load(CPU)
+    assert (data.offers, data.metric) == (("episodes",), "mse")
+    with pytest.raises(UserError, match=r"^algo\.trains_on=group: data=sinusoid offers episodes\. Take"):
+        data.tasks("group", 4)
+
+
+def test_a_task_has_points_to_learn_from_and_to_be_judged_by(configured: Configured) -> None:
+    for shots, queries, wrong in ((0, 5, "test.shots=0"), (5, 0, "test.queries=0")):
+        with pytest.raises(UserError, match=f"{wrong} must be at least 1"):
+            configured("sinusoid").load(CPU).episodes("test", 1, shots, queries, "test")

@@ -14,7 +14,10 @@ from metarun.types import Batch, Draw, Episode, Head, Heads
 
 @dataclass(frozen=True)
 class EpisodeSampler:
-    """Rows of a support or query set go shot by shot: each N consecutive rows hold one image of every way."""
+    """Rows of a support or query set go shot by shot: each N consecutive rows hold one image of every way.
+
+    With `groups`, the ways of a task come from one of them, drawn uniformly for each task.
+    """
 
     images: Tensor | Mapped  # uint8 [M, C, H, W]
     split: ClassSplit
@@ -22,6 +25,7 @@ class EpisodeSampler:
     shots: int
     queries: int
     fingerprint: str
+    groups: Tensor | None = None  # bool [G, classes]: the members of each, `ways` or more
 
     @property
     def heads(self) -> Heads:
@@ -31,13 +35,16 @@ class EpisodeSampler:
     def from_disk(self) -> bool:
         return isinstance(self.images, Mapped)
 
-    def draw(self, tasks: int, generator: torch.Generator) -> Draw:
+    def draw(self, count: int, generator: torch.Generator) -> Draw:
         """Classes [T, N] without repetition, and K+Q images of each [T, K+Q, N] without repetition."""
         classes, longest = self.split.rows.shape
         device = generator.device
-        lots = torch.rand(tasks, classes, generator=generator, device=device)
+        lots = torch.rand(count, classes, generator=generator, device=device)
+        if self.groups is not None:
+            group = torch.randint(len(self.groups), (count,), generator=generator, device=device)
+            lots = lots.masked_fill(~self.groups.to(device)[group], -1)
         ways = lots.topk(self.ways, dim=1).indices
-        lots = torch.rand(tasks, self.ways, longest, generator=generator, device=device)
+        lots = torch.rand(count, self.ways, longest, generator=generator, device=device)
         absent = torch.arange(longest, device=device) >= self.split.counts.to(device)[ways, None]
         drawn = lots.masked_fill(absent, -1).topk(self.shots + self.queries, dim=2).indices
         return {"class": ways, "image": drawn.transpose(1, 2)}

@@ -5,17 +5,21 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from metarun.data.draw.episodes import EpisodeSampler
+from metarun.data.draw.offers import not_offered
+from metarun.data.draw.rows import Rows, RowSampler
 from metarun.data.draw.split import ClassSplit
 from metarun.data.draw.tasks import TaskSampler
 from metarun.data.images.collection import Collection
 from metarun.data.images.mapped import Mapped, Resident, placed
 from metarun.errors import UserError
+
+Within = Literal["group"] | None  # what the ways of an episode have in common
 
 
 @dataclass(frozen=True)
@@ -25,14 +29,10 @@ class ImageData:
     splits: Mapping[str, ClassSplit]
     fingerprint: str
     protocol: dict[str, Any]  # what a reader of results must know: split, rotations
+    within: Within = None
 
-    @property
-    def offers(self) -> tuple[str, ...]:
-        return ("episodes", "group", "rows")
-
-    @property
-    def metric(self) -> str:
-        return "accuracy"
+    metric: ClassVar[str] = "accuracy"
+    offers: ClassVar[tuple[str, ...]] = ("episodes", "group", "rows")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -44,9 +44,9 @@ class ImageData:
 
     def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> EpisodeSampler:
         """Tasks of one split; `section` is the part of the config where a number that cannot be is mended."""
-        for key, value in (("ways", ways), ("shots", shots), ("queries", queries)):
+        for key, value in (("data.ways", ways), (f"{section}.shots", shots), (f"{section}.queries", queries)):
             if value < 1:
-                raise UserError(f"data.{key}={value} must be at least 1. Raise it.")
+                raise UserError(f"{key}={value} must be at least 1. Raise it.")
         chosen = self.splits[split]
         classes, needed = len(chosen.counts), shots + queries
         if ways > classes:
@@ -61,17 +61,36 @@ class ImageData:
                 f"{section}.shots={shots} with {section}.queries={queries} needs {needed} images per class; "
                 f"{owner} has {fewest}. Lower one of them."
             )
-        return EpisodeSampler(self.images, chosen, ways, shots, queries, self._fingerprint(chosen))
+        groups = None if self.within is None else self._groups(split, ways)
+        return EpisodeSampler(self.images, chosen, ways, shots, queries, self._fingerprint(chosen, groups), groups)
 
-    def _fingerprint(self, split: ClassSplit) -> str:
+    def _groups(self, split: str, ways: int) -> Tensor:
+        """The groups of a split that have as many classes as there are ways: bool [G, classes]."""
+        owners = self.splits[split].groups
+        names = sorted(set(owners))
+        members = torch.tensor([[owner == name for owner in owners] for name in names], device=self.images.device)
+        sizes = members.sum(1)
+        if ways > int(sizes.max()):
+            raise UserError(
+                f"data.ways={ways} with data.within=group is more than the {int(sizes.max())} classes of "
+                f"{names[int(sizes.argmax())]}, the largest group of {self.name}'s {split} split. Lower data.ways."
+            )
+        return members[sizes >= ways]
+
+    def _fingerprint(self, split: ClassSplit, groups: Tensor | None = None) -> str:
         """Of the content and of what a draw's indices mean: another split seed is another set of episodes."""
         content = hashlib.sha256(self.fingerprint.encode())
-        for part in (split.rows, split.counts, split.turns):
+        for part in (split.rows, split.counts, split.turns, *(() if groups is None else (groups,))):
             content.update(part.cpu().contiguous().numpy().data)
         return f"sha256:{content.hexdigest()}"
 
-    def tasks(self, by: str, shots: int) -> TaskSampler:
-        return TaskSampler.build(self.images, self.splits["train"], by, shots, self.fingerprint)
+    def tasks(self, by: str, shots: int) -> TaskSampler | RowSampler:
+        split = self.splits["train"]
+        if by == "group":
+            return TaskSampler.of_groups(self.images, split, shots, self.fingerprint)
+        if by == "rows":
+            return RowSampler(self.images, Rows.of_classes(split), shots, self._fingerprint(split))
+        raise not_offered(by, self.name, self.offers)
 
 
 def classes_by_name(listed: Sequence[tuple[str, str]], names: Sequence[str], source: object) -> dict[str, list[int]]:
@@ -95,13 +114,16 @@ def split_classes(
     classes: Mapping[str, Sequence[int]],
     turned: Mapping[str, bool],
     protocol: dict[str, Any],
+    within: Within = None,
 ) -> ImageData:
     """Deals a collection's classes to splits; where `turned`, each counts four times, by quarter turns."""
+    if within is not None:  # else no word of it: results of before stay comparable
+        protocol = {**protocol, "within": within}
     splits = {
         split: _class_split(collection, torch.tensor(list(chosen)), 4 if turned[split] else 1)
         for split, chosen in classes.items()
     }
-    return ImageData(name, collection.images, splits, collection.fingerprint, protocol)
+    return ImageData(name, collection.images, splits, collection.fingerprint, protocol, within)
 
 
 def _class_split(collection: Collection, chosen: Tensor, turns: int) -> ClassSplit:

@@ -14,7 +14,7 @@ from metarun.types import Batch, Draw, Head, Heads
 
 @dataclass(frozen=True)
 class TaskSampler:
-    """T of the tasks, `shots` images of each: y[name] [T, B] is known (not -100) in that task's own row."""
+    """T of the tasks, in order, `shots` images of each: y[name] [T, B] is known (not -100) in that task's own row."""
 
     images: Tensor | Mapped  # uint8 [M, C, H, W]
     split: ClassSplit  # its classes sorted by task
@@ -24,11 +24,10 @@ class TaskSampler:
     fingerprint: str
 
     @staticmethod
-    def build(images: Tensor | Mapped, split: ClassSplit, by: str, shots: int, fingerprint: str) -> TaskSampler:
-        """`by` "group": the classes of one group are a task; "all": one task of all classes."""
-        groups = split.groups if by == "group" else ("all",) * len(split.groups)
-        names = tuple(sorted(set(groups)))
-        task = torch.tensor([names.index(group) for group in groups], device=images.device)
+    def of_groups(images: Tensor | Mapped, split: ClassSplit, shots: int, fingerprint: str) -> TaskSampler:
+        """The classes of one group (an alphabet of Omniglot) are a task."""
+        names = tuple(sorted(set(split.groups)))
+        task = torch.tensor([names.index(group) for group in split.groups], device=images.device)
         order = task.argsort(stable=True)
         ordered = replace(
             split,
@@ -51,16 +50,20 @@ class TaskSampler:
     def from_disk(self) -> bool:
         return isinstance(self.images, Mapped)
 
-    def draw(self, tasks: int, generator: torch.Generator) -> Draw:
-        """Tasks [T] without repetition (all of them where T is as many), classes and images [T, B] with."""
+    def draw(self, count: int, generator: torch.Generator) -> Draw:
+        """Tasks [T] ascending and without repetition (all of them where T is as many), classes and images [T, B] with.
+
+        They ascend so that what an algorithm remembers of each task finds it in the same place.
+        """
         device = generator.device
-        tasks = min(tasks, len(self.names))
+        tasks = min(count, len(self.names))
         task = torch.rand(len(self.names), generator=generator, device=device).topk(tasks).indices
         lots = torch.rand(2, tasks, self.shots, generator=generator, device=device)
         way = (lots[0] * self.sizes.to(device)[task, None]).long()
         starts = (self.sizes.cumsum(0) - self.sizes).to(device)
         image = (lots[1] * self.split.counts.to(device)[starts[task, None] + way]).long()
-        return {"task": task, "way": way, "image": image}
+        task, order = task.sort()
+        return {"task": task, "way": way[order], "image": image[order]}
 
     def gather(self, draw: Draw) -> Batch:
         task, way, image = (draw[key].to(self.images.device) for key in ("task", "way", "image"))

@@ -7,16 +7,19 @@ import torch
 from torch import Tensor
 
 from metarun.data.draw.episodes import EpisodeSampler
-from metarun.data.draw.source import ImageData, split_classes
+from metarun.data.draw.source import ImageData, Within, split_classes
 from metarun.data.draw.split import pixels
 from metarun.data.images.collection import Collection
+from metarun.errors import UserError
 
 Numbered = Callable[..., Collection]
 
 
-def sampler(collection: Collection, ways: int, shots: int, queries: int, turned: bool = False) -> EpisodeSampler:
+def sampler(
+    collection: Collection, ways: int, shots: int, queries: int, turned: bool = False, within: Within = None
+) -> EpisodeSampler:
     everything = {"train": range(len(collection.names))}
-    data = split_classes("numbers", collection, everything, {"train": turned}, {})
+    data = split_classes("numbers", collection, everything, {"train": turned}, {}, within)
     return data.episodes("train", ways, shots, queries)
 
 
@@ -136,6 +139,52 @@ def test_gather_turns_the_classes_that_are_turned() -> None:
             pair = torch.stack([support.x[t, way], query.x[t, way]]) * 255
             turned = torch.rot90(images[2 * (c % 2) : 2 * (c % 2) + 2], c // 2, (-2, -1)).float()
             assert torch.allclose(pair, turned) or torch.allclose(pair, turned.flip(0))
+
+
+GROUPS = ["b", "a", "b", "c", "a", "b", "c", "b", "d", "c"]  # b has 4 classes, c 3, a 2, d 1
+
+
+def test_the_ways_of_a_task_come_from_one_group_each_as_often_and_each_class_too(numbered: Numbered) -> None:
+    drawn = sampler(numbered([3] * 10, GROUPS), ways=3, shots=1, queries=1, within="group")
+    classes = drawn.draw(4000, seeded())["class"]
+    assert all(len(set(row)) == 3 for row in classes.tolist())
+    owners = [{GROUPS[c] for c in row} for row in classes.tolist()]
+    assert all(len(owner) == 1 for owner in owners)
+    assert uniform(torch.tensor([owners.count({group}) for group in "bc"]).float())  # a and d are too small
+    seen = torch.bincount(classes.flatten(), minlength=10).float()
+    assert uniform(seen[[0, 2, 5, 7]]) and uniform(seen[[3, 6, 9]]) and not seen[[1, 4, 8]].any()
+
+
+def test_turned_copies_of_a_group_s_classes_are_of_the_group(numbered: Numbered) -> None:
+    drawn = sampler(numbered([3] * 3, ["a", "b", "b"]), ways=4, shots=1, queries=1, turned=True, within="group")
+    classes = drawn.draw(500, seeded())["class"]
+    members = {frozenset(row) for row in (classes % 3).clamp(max=1).tolist()}  # class c + 3 is class c, turned
+    assert members == {frozenset({0}), frozenset({1})}
+
+
+def test_within_a_group_is_another_set_of_episodes_and_says_so(numbered: Numbered) -> None:
+    collection = numbered([3] * 10, GROUPS)
+    plain, within = (sampler(collection, 2, 1, 1, within=word) for word in (None, "group"))
+    assert plain.fingerprint != within.fingerprint
+    everything: dict[str, range] = {"train": range(10)}
+    said = [split_classes("x", collection, everything, {"train": False}, {}, w).protocol for w in (None, "group")]
+    assert said == [{}, {"within": "group"}]
+
+
+def test_more_ways_than_the_largest_group_has_are_refused(numbered: Numbered) -> None:
+    with pytest.raises(UserError) as error:
+        sampler(numbered([3] * 10, GROUPS), ways=5, shots=1, queries=1, within="group")
+    assert str(error.value) == (
+        "data.ways=5 with data.within=group is more than the 4 classes of b, "
+        "the largest group of numbers's train split. Lower data.ways."
+    )
+
+
+def test_lake_s_challenge_is_twenty_characters_of_one_alphabet(omniglot: Callable[..., ImageData]) -> None:
+    drawn = omniglot(split="lake", within="group").episodes("test", 20, 1, 1)
+    alphabets = [{drawn.split.groups[c] for c in row} for row in drawn.draw(200, seeded())["class"].tolist()]
+    assert all(len(alphabet) == 1 for alphabet in alphabets)
+    assert len(set.union(*alphabets)) == sum(drawn.split.groups.count(g) >= 20 for g in set(drawn.split.groups)) > 10
 
 
 def test_real_omniglot_gives_sound_episodes(omniglot: Callable[..., ImageData]) -> None:

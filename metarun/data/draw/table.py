@@ -1,0 +1,67 @@
+"""Images with several targets each, dealt to splits by row, and the ways to draw from them."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from metarun.data.draw.offers import not_offered
+from metarun.data.draw.rows import RowEpisodeSampler, Rows, RowSampler
+from metarun.data.images.mapped import Mapped, Resident, placed
+from metarun.errors import UserError
+
+
+@dataclass(frozen=True)
+class TableData:
+    """The rows of each split; training is on batches of rows, validation and test on tasks dealt from them."""
+
+    name: str
+    images: Tensor | Mapped  # uint8 [M, C, H, W]
+    splits: Mapping[str, Rows]
+    fingerprint: str  # of images and targets
+    protocol: dict[str, Any]
+    metric: str
+
+    offers: ClassVar[tuple[str, ...]] = ("rows",)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.images.shape[1:])
+
+    def to(self, device: torch.device, resident: Resident) -> TableData:
+        moved = {name: rows.to(device) for name, rows in self.splits.items()}
+        return replace(self, images=placed(self.images, device, resident), splits=moved)
+
+    def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> RowEpisodeSampler:
+        if split == "train":
+            raise not_offered("episodes", self.name, self.offers)
+        if ways != 1:
+            raise UserError(f"data.ways={ways}: {self.name} has no classes to draw. Leave it at 1.")
+        for key, value, least in (("shots", shots, 0), ("queries", queries, 1)):
+            if value < least:
+                raise UserError(f"{section}.{key}={value} must be at least {least}. Raise it.")
+        rows = self.splits[split]
+        if shots + queries > len(rows.image):
+            raise UserError(
+                f"{section}.shots={shots} with {section}.queries={queries} needs {shots + queries} images; "
+                f"{self.name}'s {split} split has {len(rows.image)}. Lower one of them."
+            )
+        return RowEpisodeSampler(self.images, rows, shots, queries, self._fingerprint(rows))
+
+    def tasks(self, by: str, shots: int) -> RowSampler:
+        if by not in self.offers:
+            raise not_offered(by, self.name, self.offers)
+        rows = self.splits["train"]
+        return RowSampler(self.images, rows, shots, self._fingerprint(rows))
+
+    def _fingerprint(self, rows: Rows) -> str:
+        """Of the content and of what a draw's indices mean."""
+        content = hashlib.sha256(f"{self.fingerprint} {' '.join(rows.heads)}".encode())
+        for part in (rows.image, rows.turns):
+            content.update(part.cpu().contiguous().numpy().data)
+        return f"sha256:{content.hexdigest()}"
