@@ -42,6 +42,7 @@ class Parts:
 
 def build(config: Config, test_data: Config | None) -> Parts:
     """`test_data` is the section of another data set for the meta-test, where there is one."""
+    config = {**config, "algo": {k: v for k, v in config["algo"].items() if k != "phases"}}
     check_bounds(config)
     root = construct({k: v for k, v in config.items() if not isinstance(v, dict)}, "", Root)
     train, val, test = (construct(config[s.__name__.lower()], s.__name__.lower(), s) for s in (Train, Val, Test))

@@ -5,41 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from metarun.construct import shown
+from metarun.construct import COMPUTE_ONLY, AtLeast, Count, Natural, Rate, check, construct, shown
 from metarun.errors import UserError
 
-AT_LEAST = {
-    "data.ways": 1,
-    "data.shots": 1,
-    "data.queries": 1,
-    "algo.inner_steps": 0,
-    "algo.inner_batch": 1,
-    "train.steps": 1,
-    "train.tasks": 1,
-    "train.shots": 1,
-    "train.queries": 1,
-    "train.log_every": 1,
-    "val.every": 1,
-    "val.tasks": 2,
-    "val.patience": 1,
-    "test.tasks": 2,
-    "test.shots": 1,
-    "test.queries": 1,
-    "test.adapt_steps": 0,
-    "device.index": 0,
-    "device.threads": 1,
-    "chunk": 1,
-    "seed": 0,
-    "optim.lr": 0,
-    "optim.weight_decay": 0,
-    "algo.inner_lr": 0,
-    "train.clip_value": 0,
-    "train.clip_norm": 0,
-}
 CHOSEN = ("algo", "data", "backbone", "optim", "schedule")
 SECTIONS = (*CHOSEN, "device", "train", "val", "test")
+Several = Annotated[int, AtLeast(2)]  # tasks: an interval needs two
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -47,26 +20,29 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class Root:
     """The keys that stand in no section."""
 
-    name: str
-    seed: int
-    resume: str | None
+    name: Annotated[str, COMPUTE_ONLY]
+    seed: Natural
+    resume: Annotated[str | None, COMPUTE_ONLY]
     norm_stats: Literal["batch", "support"]
-    parallel: Literal["auto", "loop", "vmap"]
-    chunk: int | None
-    compile: bool
+    parallel: Annotated[Literal["auto", "measure", "loop", "vmap"], COMPUTE_ONLY]
+    chunk: Annotated[Count | None, COMPUTE_ONLY]
+    compile: Annotated[bool, COMPUTE_ONLY]
     precision: Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
 class Train:
-    steps: int
-    tasks: int
-    shots: int
-    queries: int
+    """How long and on how much to train; ways, shots and queries of its tasks."""
+
+    steps: Count
+    tasks: Count
+    ways: Count
+    shots: Count
+    queries: Count
     max_time: str | float | None
-    clip_value: float | None
-    clip_norm: float | None
-    log_every: int
+    clip_value: Rate | None
+    clip_norm: Rate | None
+    log_every: Annotated[Count, COMPUTE_ONLY]
 
     @property
     def max_seconds(self) -> float:
@@ -75,22 +51,34 @@ class Train:
 
 @dataclass(frozen=True)
 class Val:
-    every: int
-    tasks: int
-    patience: int | None
-    seed: int
+    """When and on how many tasks to validate."""
+
+    every: Count
+    tasks: Several
+    patience: Count | None
+    seed: Natural
 
 
 @dataclass(frozen=True)
 class Test:
-    tasks: int
-    shots: int
-    queries: int
-    adapt_steps: int
-    seed: int
+    """The meta-test, and the ways, shots and queries of validation and test tasks."""
+
+    tasks: Several
+    ways: Count
+    shots: Count
+    queries: Count
+    adapt_steps: Natural
+    seed: Natural
     data: str | None
-    root: str | None
-    only: bool
+    root: Annotated[str | None, COMPUTE_ONLY]
+    only: Annotated[bool, COMPUTE_ONLY]
+
+
+@dataclass(frozen=True)
+class Outer:
+    """What the loop itself reads of an optimiser's section: the rate that the schedule multiplies."""
+
+    lr: Rate
 
 
 def seconds(text: str | float | None) -> float:
@@ -118,9 +106,7 @@ def check_sections(config: Mapping[str, Any]) -> None:
 
 
 def check_bounds(config: Mapping[str, Any]) -> None:
-    """Refuses numbers that cannot be: zero steps, a negative learning rate."""
-    for key, least in AT_LEAST.items():
-        section, _, name = key.rpartition(".")
-        value = (config[section] if section else config).get(name)
-        if isinstance(value, int | float) and value < least:
-            raise UserError(f"{key}={value} is too small. Give {least} or more.")
+    """Refuses keys and values of the chosen sections that what they choose cannot take, before anything is loaded."""
+    for section in CHOSEN:
+        check(config[section], section)
+    construct({key: value for key, value in config["optim"].items() if key == "lr"}, "optim", Outer)

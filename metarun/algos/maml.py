@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -23,18 +23,18 @@ from torch import Tensor
 from metarun.maths.inner import last, sgd
 from metarun.maths.losses import judge
 from metarun.maths.net import Net, width
-from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params
+from metarun.types import COMPUTE_ONLY, Batch, Episode, Metrics, Natural, Outputs, ParallelMap, Params, Rate
 
 
 @dataclass(frozen=True)
 class MAML:
     net: Net
-    inner_lr: float
-    inner_steps: int
+    inner_lr: Rate
+    inner_steps: Natural
     first_order: bool
     inner_loss: Literal["mean", "sum"]
     adapt_norm: bool
-    remat: bool
+    remat: Annotated[bool, COMPUTE_ONLY]
 
     trains_on: ClassVar[str] = "episodes"
 

@@ -21,14 +21,14 @@ from torch import Tensor
 from metarun.maths.fit import fit_all, fit_head, read_head, unit_features
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
-from metarun.types import Batch, Heads, Metrics, Outputs, ParallelMap, Params
+from metarun.types import Batch, Heads, Metrics, Outputs, ParallelMap, Params, Rate
 
 
 @dataclass(frozen=True)
 class MultiTask:
     net: Net
     task_heads: Heads
-    inner_lr: float
+    inner_lr: Rate
     test_adapt: Literal["head", "all"]
 
     trains_on: ClassVar[str] = "group"
