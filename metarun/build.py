@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from bisect import bisect_right
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -20,8 +20,6 @@ from metarun.evaluate import Exam, milestones
 from metarun.maths.net import Net
 from metarun.settings import Job
 from metarun.types import Algorithm, Data, MetaGradient, Optimizer, Sampler
-
-BY_BUILD = ("trains_on", "phases")  # keys of algo that are read here
 
 
 @dataclass(frozen=True)
@@ -42,6 +40,7 @@ class Parts:
 
 
 def build(job: Job) -> Parts:
+    job.check()
     root, sections = job.root, job.sections
     device = construct(sections["device"], "device", pick)
     allow_tf32(root.precision == "tf32")
@@ -85,9 +84,7 @@ def _load(job: Job, device: torch.device) -> tuple[Data, Data]:
 
 def _training(job: Job, data: Data) -> Sampler:
     """Draws what the algorithm trains on: the first of its ways that the data set offers."""
-    named = job.sections["algo"].get("trains_on", "episodes")
-    wanted = [named] if isinstance(named, str) else list(named)
-    by = next((way for way in wanted if way in data.offers), wanted[0])  # which is then refused
+    by = next((way for way in job.trains_on if way in data.offers), job.trains_on[0])  # which is then refused
     train = job.train
     if by == "episodes":
         return data.episodes("train", train.ways, train.shots, train.queries, job.owner("train"))
@@ -103,14 +100,9 @@ def _exam(job: Job, data: Data, split: str, tasks: int, seed: int, marks: list[i
 
 def _by_phase(job: Job, net: Net) -> Callable[[int], Algorithm]:
     """The algorithm in force at a step: from each step that `algo.phases` names on, with other keys."""
-    section = {key: value for key, value in job.sections["algo"].items() if key not in BY_BUILD}
-    phases: Mapping[Any, Mapping[str, Any]] = job.sections["algo"].get("phases") or {}
-    for step in phases:
-        if not isinstance(step, int) or step < 1:
-            raise UserError(f"algo.phases.{step}: a phase begins at a step, a whole number of 1 or more. Mend it.")
-    given = {"net": net, **_balance(job)}
+    section, given = job.sections["algo"], {"net": net, **_balance(job)}
     starts, algos = [0], [construct(section, "algo", **given)]
-    for step, changes in sorted(phases.items()):
+    for step, changes in job.phases.items():
         section = {**section, **changes}
         starts.append(step)
         algos.append(construct(section, f"algo.phases.{step}", **given))

@@ -1,20 +1,54 @@
-"""From a section of the config to the object it describes, with an answer to every wrong key and value."""
+"""From a section of the config to the object it describes, with an answer to every wrong key and value.
+
+A field's annotation says what its key takes: `steps: Annotated[int, AtLeast(1)]`, for short `steps: Count`. A key that
+says how a run is computed, not what it learns, is marked there too: `remat: Annotated[bool, COMPUTE_ONLY]`.
+A value that is itself a section with a `_target_` is built first; with `_partial_: true`, it becomes a function that
+waits for the rest of its arguments.
+"""
 
 from __future__ import annotations
 
 import difflib
 import inspect
 import json
+import math
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import is_dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from functools import partial
 from pkgutil import resolve_name
-from typing import Any
+from typing import Annotated, Any
 
 from metarun.errors import UserError
 
+COMPUTE_ONLY = "how a run is computed, not what it learns"
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """Bounds of a number: `least` or more, and less than `below` where that is given."""
+
+    least: float
+    below: float = math.inf
+
+    def complaint(self, value: float) -> str:
+        """What is wrong with a number, and the remedy; empty where it lies within the bounds."""
+        if self.least <= value < self.below:
+            return ""
+        upper = "" if self.below == math.inf else f", but less than {self.below}"
+        return f" is too {'small' if value < self.least else 'large'}. Give {self.least} or more{upper}."
+
+
+Count = Annotated[int, AtLeast(1)]  # 1, 2, 3, ...
+Natural = Annotated[int, AtLeast(0)]  # 0, 1, 2, ...
+Rate = Annotated[float, AtLeast(0)]
+Share = Annotated[float, AtLeast(0, below=1)]
+
+UNIONS = (typing.Union, types.UnionType)
+LISTS = (list, tuple, Sequence)
+PLAIN = (bool, int, float, str, list, dict, types.NoneType)  # what YAML itself can write
+UNBUILT = object()  # stands for a nested section that is checked and not built
 NAMES: dict[Any, str] = {
     int: "a whole number",
     float: "a number",
@@ -41,6 +75,9 @@ def target_of(section: Mapping[str, Any], prefix: str) -> Any:
 
 def construct(section: Any, prefix: str, target: Any = None, **given: Any) -> Any:
     """target(**given, **section): `target` is what `_target_` names unless it is handed in."""
+    if section.get("_partial_"):
+        target = target or target_of(section, prefix)
+        return partial(target, **given, **_arguments(section, prefix, target, given, construct))
     call = prepared(section, prefix, *given, target=target)
     try:
         return call(**given)
@@ -51,32 +88,84 @@ def construct(section: Any, prefix: str, target: Any = None, **given: Any) -> An
 def prepared(section: Any, prefix: str, *later: str, target: Any = None) -> partial[Any]:
     """The same before the call: checked, and waiting for the arguments named in `later`."""
     target = target or target_of(section, prefix)
-    values = {str(k): v for k, v in section.items() if k not in ("_target_", "_partial_")}
-    signature = inspect.signature(target)
-    hints = _hints(target)
-    accepted = [name for name in signature.parameters if name not in later]
-    for key, value in values.items():
+    arguments = _arguments(section, prefix, target, later, construct)
+    for name, parameter in inspect.signature(target).parameters.items():
+        if parameter.default is inspect.Parameter.empty and name not in (*arguments, *later):
+            raise UserError(f"{_path(prefix, name)} is missing. Give it a value.")
+    return partial(target, **arguments)
+
+
+def check(section: Any, prefix: str, target: Any = None) -> None:
+    """Refuses a section's wrong keys and values, those of nested sections too, and builds nothing."""
+    _arguments(section, prefix, target or target_of(section, prefix), (), _checked)
+
+
+def aside(section: Any, prefix: str, target: Any = None) -> list[str]:
+    """The dotted keys of a section, and of nested ones, that are marked COMPUTE_ONLY where they are defined."""
+    hints = hints_of(target or target_of(section, prefix))
+    found = []
+    for key, value in _values(section).items():
+        if _is_marked(hints.get(key)):
+            found.append(_path(prefix, key))
+        else:
+            _replaced(value, _path(prefix, key), lambda inner, path: found.extend(aside(inner, path)))
+    return found
+
+
+def _is_marked(hint: Any) -> bool:
+    return typing.get_origin(hint) is Annotated and COMPUTE_ONLY in hint.__metadata__
+
+
+def _checked(section: Any, prefix: str) -> Any:
+    check(section, prefix)
+    return UNBUILT
+
+
+def _arguments(
+    section: Any, prefix: str, target: Any, later: Iterable[str], build: Callable[[Any, str], Any]
+) -> dict[str, Any]:
+    """The values of a section, each of them what the target takes; nested sections are what `build` makes of them."""
+    hints = hints_of(target)
+    accepted = [name for name in inspect.signature(target).parameters if name not in later]
+    arguments = {}
+    for key, value in _values(section).items():
+        path = _path(prefix, key)
         if key not in accepted:
-            raise UserError(f"{_path(prefix, key)} is no key here.{nearest(key, accepted, _path(prefix, ''))}")
-        if not fits(value, hints.get(key, Any)):
-            raise UserError(f"{_path(prefix, key)}={shown(value)} does not fit. Give {describe(hints[key])}.")
-    needed = [n for n in accepted if n not in values and signature.parameters[n].default is inspect.Parameter.empty]
-    if needed:
-        raise UserError(f"{_path(prefix, needed[0])} is missing. Give it a value.")
-    return partial(target, **values)
+            raise UserError(f"{path} is no key here.{nearest(key, accepted, _path(prefix, ''))}")
+        arguments[key] = _replaced(value, path, build)
+        if wrong := _complaint(arguments[key], hints.get(key, Any)):
+            typed = _replaced(value, path, lambda inner, _: inner["_target_"])
+            raise UserError(f"{path}={shown(typed)}{wrong}")
+    return arguments
 
 
-def _hints(target: Any) -> dict[str, Any]:
+def _values(section: Any) -> dict[str, Any]:
+    return {str(k): v for k, v in section.items() if k not in ("_target_", "_partial_")}
+
+
+def _replaced(value: Any, path: str, build: Callable[[Any, str], Any]) -> Any:
+    """A value in which each section that has a `_target_` became build(section, its path)."""
+    if isinstance(value, Mapping):
+        if "_target_" in value:
+            return build(value, path)
+        return {key: _replaced(v, _path(path, key), build) for key, v in value.items()}
+    if isinstance(value, list):
+        return [_replaced(v, _path(path, i), build) for i, v in enumerate(value)]
+    return value
+
+
+def hints_of(target: Any) -> dict[str, Any]:
+    """The annotations of what a target takes, by name."""
     if inspect.isclass(target) and not is_dataclass(target):
         target = target.__init__  # of a dataclass the class itself, which knows where each field's type was imported
     try:
-        return typing.get_type_hints(target)
+        return typing.get_type_hints(target, include_extras=True)
     except NameError:  # types imported for the type checker alone: their values go unchecked
         return {}
 
 
-def _path(prefix: str, key: str) -> str:
-    return f"{prefix}.{key}" if prefix else key
+def _path(prefix: str, key: object) -> str:
+    return f"{prefix}.{key}" if prefix else str(key)
 
 
 def shown(value: Any) -> str:
@@ -93,29 +182,82 @@ def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:
     return f" There are: {', '.join(choices)}." if choices else " There are none."
 
 
+def _complaint(value: Any, hint: Any) -> str:
+    """What is wrong with a value where a type hint stands, and the remedy; empty where nothing is."""
+    if not fits(value, hint):
+        return f" does not fit. Give {describe(hint) or 'a section with a _target_'}."
+    return _out_of_bounds(value, hint)
+
+
 def fits(value: Any, hint: Any) -> bool:
-    """Whether a YAML value is what a type hint asks for; hints that YAML cannot express pass."""
+    """Whether a value is of the type that a hint asks for, as YAML means it; a hint that says nothing takes any."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
+    if value is UNBUILT or hint is Any:
+        return True
+    if origin is Annotated:
+        return fits(value, arguments[0])
+    if origin in UNIONS:
         return any(fits(value, a) for a in arguments)
     if origin is typing.Literal:
         return any(value == a and type(value) is type(a) for a in arguments)
-    if origin in (list, Sequence):
-        return isinstance(value, list) and all(fits(v, arguments[0]) for v in value)
-    if hint is Any or origin is not None or not inspect.isclass(hint):
-        return origin is not tuple or isinstance(value, list)
+    if origin in LISTS:
+        whole = isinstance(value, list) and len(_entries(value, hint)) == len(value)
+        return whole and all(fits(v, h) for v, h in _entries(value, hint))
+    return _is_a(value, origin or hint)
+
+
+def _is_a(value: Any, kind: Any) -> bool:
+    """Whether a value is an instance of a class: true is no number, a whole number is one with a fraction too."""
+    if kind is Callable:
+        return callable(value)
+    if not inspect.isclass(kind):
+        return True
+    if typing.Protocol in kind.__bases__:
+        return not isinstance(value, PLAIN)
     if isinstance(value, bool):
-        return hint in (bool, object)
-    return isinstance(value, (int, float) if hint is float else hint)
+        return kind in (bool, object)
+    return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _entries(values: Sequence[Any], hint: Any) -> list[tuple[Any, Any]]:
+    """Each entry of a list beside its own hint."""
+    hints = typing.get_args(hint)
+    if typing.get_origin(hint) is tuple and hints[-1:] != (...,):
+        return list(zip(values, hints, strict=False)) if len(values) == len(hints) else []
+    return [(value, hints[0]) for value in values]
+
+
+def _out_of_bounds(value: Any, hint: Any) -> str:
+    """What is wrong with a number, or with one in a list, that is of the right type; empty where nothing is."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if value is UNBUILT:
+        return ""
+    if origin is Annotated:
+        wrong = _out_of_bounds(value, arguments[0])
+        bounds = [b for b in arguments[1:] if isinstance(b, AtLeast) and isinstance(value, int | float)]
+        return wrong or next(filter(None, (b.complaint(value) for b in bounds)), "")
+    if origin in UNIONS:
+        wrongs = [_out_of_bounds(value, a) for a in arguments if fits(value, a)]
+        return "" if "" in wrongs else wrongs[0]
+    if origin in LISTS:
+        found = ((v, _out_of_bounds(v, h)) for v, h in _entries(value, hint))
+        return next((f": {shown(v)}{wrong}" for v, wrong in found if wrong), "")
+    if hint in (int, float) and isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return " does not fit into 64 bits. Give a smaller number."
+    return " is not finite. Give a number." if hint is float and not math.isfinite(value) else ""
 
 
 def describe(hint: Any) -> str:
     """A type hint in words; what YAML cannot express is left out."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        return " or ".join(dict.fromkeys(d for d in map(describe, arguments) if d)) or str(hint)
+    if origin is Annotated:
+        return describe(arguments[0])
+    if origin in UNIONS:
+        return " or ".join(dict.fromkeys(d for d in map(describe, arguments) if d))
     if origin is typing.Literal:
         return ("one of " if len(arguments) > 1 else "") + ", ".join(map(shown, arguments))
-    if origin in (list, Sequence):
-        return f"a list of {describe(arguments[0]).partition(' ')[2]}s"
-    return NAMES.get(hint, "" if inspect.isclass(hint) else str(hint))
+    if origin in LISTS:
+        entries = describe(arguments[0]).partition(" ")[2]
+        count = f"{len(arguments)} " if origin is tuple and arguments[-1] is not ... else ""
+        return f"a list of {count}{entries}s" if entries else "a list"
+    return NAMES.get(hint, "")

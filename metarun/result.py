@@ -12,10 +12,11 @@ import torch
 
 import metarun
 from metarun.build import Parts
-from metarun.engine.device import peak_memory_mb
+from metarun.construct import aside
+from metarun.engine.device import peak_memory_mb, pick
 from metarun.evaluate import Summary, Verdict
 from metarun.loop import State
-from metarun.settings import Job
+from metarun.settings import Job, Root, Test, Train, Val
 from metarun.types import Params, learned
 
 NORM = {
@@ -68,8 +69,17 @@ def facts(job: Job, parts: Parts, params: Params) -> dict[str, Any]:
         "device": str(parts.device),
         "params": sum(p.numel() for p in learned(params).values()),
         "metric": parts.test_data.metric,
+        "aside": _aside(job),
         "protocol": protocol,
     }
+
+
+def _aside(job: Job) -> list[str]:
+    """Keys of the config that say how the run was computed, not what it learned."""
+    plain = {key: value for key, value in job.config.items() if not isinstance(value, Mapping)}
+    sections = [("train", Train), ("val", Val), ("test", Test), ("device", pick)]
+    chosen = [aside(section, group) for group, section in job.sections.items() if group != "device"]
+    return sorted({*aside(plain, "", Root)}.union(*chosen, *(aside(job.config[name], name, t) for name, t in sections)))
 
 
 def progress(job: Job, parts: Parts, state: State) -> dict[str, Any]:

@@ -7,43 +7,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from metarun.construct import construct, shown
+from metarun.construct import COMPUTE_ONLY, AtLeast, Count, Natural, Rate, check, construct, shown
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
 
-AT_LEAST = {
-    "data.ways": 1,
-    "data.shots": 0,
-    "data.queries": 1,
-    "algo.inner_steps": 0,
-    "algo.inner_batch": 1,
-    "train.steps": 1,
-    "train.tasks": 1,
-    "train.shots": 1,
-    "train.queries": 1,
-    "train.log_every": 1,
-    "val.every": 1,
-    "val.tasks": 2,
-    "val.patience": 1,
-    "test.tasks": 2,
-    "test.shots": 0,
-    "test.queries": 1,
-    "test.adapt_steps": 0,
-    "device.index": 0,
-    "device.threads": 1,
-    "chunk": 1,
-    "seed": 0,
-    "optim.lr": 0,
-    "optim.weight_decay": 0,
-    "algo.inner_lr": 0,
-    "train.clip_value": 0,
-    "train.clip_norm": 0,
-}
 CHOSEN = ("algo", "data", "backbone", "optim", "schedule")
 GROUPS = (*CHOSEN, "balance", "device")
 SECTIONS = (*CHOSEN, "device", "train", "val", "test")
+Several = Annotated[int, AtLeast(2)]  # tasks: an interval needs two
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
@@ -51,27 +24,29 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class Root:
     """The keys that stand in no section."""
 
-    name: str
-    seed: int
-    resume: str | None
+    name: Annotated[str, COMPUTE_ONLY]
+    seed: Natural
+    resume: Annotated[str | None, COMPUTE_ONLY]
     norm_stats: Literal["batch", "support"]
-    parallel: Literal["auto", "measure", "loop", "vmap"]
-    chunk: int | None
-    compile: bool
+    parallel: Annotated[Literal["auto", "measure", "loop", "vmap"], COMPUTE_ONLY]
+    chunk: Annotated[Count | None, COMPUTE_ONLY]
+    compile: Annotated[bool, COMPUTE_ONLY]
     precision: Literal["fp32", "tf32", "bf16"]
 
 
 @dataclass(frozen=True)
 class Train:
-    steps: int
-    tasks: int
-    ways: int
-    shots: int
-    queries: int
+    """How long and on how much to train; ways, shots and queries of its tasks."""
+
+    steps: Count
+    tasks: Count
+    ways: Count
+    shots: Count
+    queries: Count
     max_time: str | float | None
-    clip_value: float | None
-    clip_norm: float | None
-    log_every: int
+    clip_value: Rate | None
+    clip_norm: Rate | None
+    log_every: Annotated[Count, COMPUTE_ONLY]
 
     @property
     def max_seconds(self) -> float:
@@ -80,23 +55,34 @@ class Train:
 
 @dataclass(frozen=True)
 class Val:
-    every: int
-    tasks: int
-    patience: int | None
-    seed: int
+    """When and on how many tasks to validate."""
+
+    every: Count
+    tasks: Several
+    patience: Count | None
+    seed: Natural
 
 
 @dataclass(frozen=True)
 class Test:
-    tasks: int
-    ways: int
-    shots: int
-    queries: int
-    adapt_steps: int
-    seed: int
+    """The meta-test, and the ways, shots and queries of validation and test tasks."""
+
+    tasks: Several
+    ways: Count
+    shots: Natural
+    queries: Count
+    adapt_steps: Natural
+    seed: Natural
     data: str | None
-    root: str | None
-    only: bool
+    root: Annotated[str | None, COMPUTE_ONLY]
+    only: Annotated[bool, COMPUTE_ONLY]
+
+
+@dataclass(frozen=True)
+class Outer:
+    """What the loop itself reads of an optimiser's section: the rate that the schedule multiplies."""
+
+    lr: Rate
 
 
 def seconds(text: str | float | None) -> float:
@@ -121,15 +107,6 @@ def check_sections(config: Mapping[str, Any]) -> None:
             raise UserError(f"{section}= is missing. Choose one; metarun --help names them.")
     if "seed" not in config:
         raise UserError("seed is missing. Give it a value.")
-
-
-def check_bounds(config: Mapping[str, Any]) -> None:
-    """Refuses numbers that cannot be: zero steps, a negative learning rate."""
-    for key, least in AT_LEAST.items():
-        section, _, name = key.rpartition(".")
-        value = (config[section] if section else config).get(name)
-        if isinstance(value, int | float) and value < least:
-            raise UserError(f"{key}={value} is too small. Give {least} or more.")
 
 
 @dataclass(frozen=True)
@@ -163,7 +140,31 @@ class Job:
     @property
     def sections(self) -> dict[str, Mapping[str, Any]]:
         """What `build` makes objects of, by group."""
-        return {group: section for group, section in self.config.items() if group in GROUPS and section}
+        algo = {key: value for key, value in self.config["algo"].items() if key not in ("trains_on", "phases")}
+        return {g: section for g, section in self.config.items() if g in GROUPS and section} | {"algo": algo}
+
+    @property
+    def trains_on(self) -> list[str]:
+        """Ways to draw training tasks, of which the first that the data set offers is taken."""
+        named = self.config["algo"].get("trains_on", "episodes")
+        return [named] if isinstance(named, str) else [str(name) for name in named]
+
+    @property
+    def phases(self) -> dict[int, Mapping[str, Any]]:
+        """The keys of `algo` that change at a step, and stay so, by step."""
+        phases = self.config["algo"].get("phases") or {}
+        for step, keys in phases.items():
+            if not isinstance(step, int) or step < 1 or not isinstance(keys, Mapping):
+                raise UserError(
+                    f"algo.phases={phases}: write steps with keys of algo, as {{5000: {{first_order: false}}}}."
+                )
+        return dict(sorted(phases.items()))
+
+    def check(self) -> None:
+        """Refuses keys and values that what is chosen cannot take, before anything is loaded."""
+        for group in CHOSEN:
+            check(self.sections[group], group)
+        construct({key: value for key, value in self.config["optim"].items() if key == "lr"}, "optim", Outer)
 
     @property
     def resumes(self) -> bool:

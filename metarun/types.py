@@ -19,7 +19,9 @@ from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from metarun.errors import UserError  # noqa: F401 (who knows the other words finds it here)
+# Who knows the other words finds these here.
+from metarun.construct import COMPUTE_ONLY, AtLeast, Count, Natural, Rate, Share  # noqa: F401
+from metarun.errors import UserError  # noqa: F401
 
 Params = dict[str, Tensor]
 Targets = dict[str, Tensor]

@@ -21,7 +21,6 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from metarun.backbones.cnn import CNN
-from metarun.build import BY_BUILD
 from metarun.cli.app import main
 from metarun.construct import construct
 from metarun.data.draw.source import split_classes
@@ -167,7 +166,9 @@ def _sections(name: str) -> dict[str, Any]:
 def _case(
     name: str, norm: str = "batch", norm_stats: str = "batch", dropout: float = 0.0, balance: str = "", **keys: Any
 ) -> Case:
-    section = {key: value for key, value in {**_sections(name)["algo"], **keys}.items() if key not in BY_BUILD}
+    section = {
+        key: value for key, value in {**_sections(name)["algo"], **keys}.items() if key not in ("trains_on", "phases")
+    }
     collection = _collection()
     everything = {"train": range(len(collection.names))}
     data = split_classes("random", collection, everything, {"train": False}, {})

@@ -2,14 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, Protocol
 
 import pytest
 import torch
 
-from metarun.construct import construct, describe, fits, nearest, prepared, target_of
+from metarun.construct import (
+    COMPUTE_ONLY,
+    AtLeast,
+    Count,
+    Rate,
+    Share,
+    aside,
+    check,
+    construct,
+    describe,
+    fits,
+    nearest,
+    prepared,
+    target_of,
+)
 from metarun.errors import UserError
 
 
@@ -26,6 +41,34 @@ class Part:
         if self.size > 99:
             raise ValueError("size is beyond 99")
 
+
+class Rule(Protocol):
+    def __call__(self, step: int) -> float: ...
+
+
+@dataclass(frozen=True)
+class Halving:
+    start: Rate
+    fast: Annotated[bool, COMPUTE_ONLY]
+
+    def __call__(self, step: int) -> float:
+        return self.start / 2**step
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Holds other parts."""
+
+    rule: float | Rule
+    rules: Sequence[Rule]
+    base: Callable[..., Any]
+    extra: dict[str, Any]
+    most: Annotated[Count | None, COMPUTE_ONLY]
+
+
+HALVING = {"_target_": f"{__name__}.Halving", "start": 1.0, "fast": True}
+ADAM = {"_target_": "torch.optim.Adam", "_partial_": True, "betas": [0.5, 0.9]}
+WHOLE = {"rule": HALVING, "rules": [HALVING], "base": ADAM, "extra": {"deep": [HALVING]}, "most": None}
 
 SECTION = {"size": 3, "rate": 0.5, "kind": "sum", "hidden": [1, 2], "root": None}
 
@@ -82,6 +125,14 @@ def test_a_missing_key_is_named() -> None:
         ("x", float | torch.Tensor, False),
         ([0.9, 0.999], tuple[float, float], True),
         (0.9, tuple[float, float], False),
+        ([0.9], tuple[float, float], False),
+        ([0.9, "x"], tuple[float, float], False),
+        ([1, 2, 3], tuple[int, ...], True),
+        (3, Callable[[int], int], False),
+        (abs, Callable[[int], int], True),
+        (abs, float | Rule, True),
+        ("x", Rule, False),
+        (1, Annotated[float, AtLeast(0)], True),
         ("ab", Sequence[str], False),
         ([1, "a"], list[int], False),
         (True, Literal[1], False),
@@ -100,3 +151,106 @@ def test_the_nearest_names_come_first_and_all_names_where_none_is_near() -> None
     assert nearest("mamel", ["maml", "reptile"]) == " Did you mean maml?"
     assert nearest("xyz", ["maml", "reptile"]) == " There are: maml, reptile."
     assert nearest("xyz", []) == " There are none."
+
+
+def test_nested_sections_are_built_wherever_they_stand() -> None:
+    whole = construct(WHOLE, "whole", Whole)
+    assert whole.rule == whole.rules[0] == whole.extra["deep"][0] == Halving(1.0, True)
+
+
+def test_a_nested_partial_waits_for_the_rest_of_its_arguments() -> None:
+    base = construct(WHOLE, "whole", Whole).base
+    assert isinstance(base, partial)
+    assert list(base([torch.zeros(1)], lr=0.25).defaults["betas"]) == [0.5, 0.9]
+
+
+def test_a_partial_section_keeps_what_it_is_given() -> None:
+    half = construct({"start": 1.0, "_partial_": True}, "rule", Halving)
+    assert half(fast=False) == Halving(1.0, False)
+
+
+@pytest.mark.parametrize("answer", [check, construct])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rule": {**HALVING, "start": -1}}, "whole.rule.start=-1 is too small. Give 0 or more."),
+        ({"rule": {**HALVING, "end": 0}}, "whole.rule.end is no key here. There are: fast, start."),
+        ({"rules": [HALVING, {**HALVING, "start": "x"}]}, "whole.rules.1.start=x does not fit. Give a number."),
+        ({"extra": {"deep": [{**HALVING, "start": "x"}]}}, "whole.extra.deep.0.start=x does not fit."),
+        ({"base": {**ADAM, "lrr": 1}}, "whole.base.lrr is no key here. Did you mean whole.base.lr?"),
+        ({"base": {**ADAM, "eps": "x"}}, "whole.base.eps=x does not fit. Give a number."),
+        ({"base": {**ADAM, "_target_": "torch.optim.Adamm"}}, "whole.base._target_=torch.optim.Adamm cannot be"),
+        ({"base": 3}, "whole.base=3 does not fit. Give a section with a _target_."),
+        ({"rules": [3]}, "whole.rules=[3] does not fit. Give a list."),
+        ({"rule": "x"}, "whole.rule=x does not fit. Give a number."),
+        ({"most": 0}, "whole.most=0 is too small. Give 1 or more."),
+    ],
+)
+def test_a_mistake_in_a_nested_section_is_named_by_its_path(
+    answer: Callable[..., Any], change: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(UserError) as told:
+        answer({**WHOLE, **change}, "whole", target=Whole)
+    assert str(told.value).startswith(words)
+
+
+def test_what_a_nested_section_builds_has_to_fit() -> None:
+    section = {**SECTION, "size": HALVING}
+    check(section, "part", Part)
+    with pytest.raises(UserError, match=r"^part\.size=.*Halving does not fit\. Give a whole number\.$"):
+        construct(section, "part", Part, net="n")
+
+
+def test_a_nested_section_that_lacks_a_key_is_named_only_where_it_is_built_whole() -> None:
+    short = {"_target_": HALVING["_target_"], "start": 1.0}
+    with pytest.raises(UserError, match=r"^whole\.rule\.fast is missing"):
+        construct({**WHOLE, "rule": short}, "whole", Whole)
+    construct({**WHOLE, "rule": {**short, "_partial_": True}}, "whole", Whole)
+
+
+def test_a_value_that_a_nested_target_refuses_is_told_with_its_path() -> None:
+    wrong = {**WHOLE, "rule": {"_target_": "fractions.Fraction", "numerator": "x/y", "denominator": None}}
+    with pytest.raises(UserError, match=r"^whole\.rule: Invalid literal"):
+        construct(wrong, "whole", Whole)
+
+
+def test_keys_marked_compute_only_are_found_at_any_depth() -> None:
+    assert aside(WHOLE, "whole", Whole) == [
+        "whole.rule.fast",
+        "whole.rules.0.fast",
+        "whole.extra.deep.0.fast",
+        "whole.most",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "hint", "words"),
+    [
+        (0, Count, "=0 is too small. Give 1 or more."),
+        (0, Count | None, "=0 is too small. Give 1 or more."),
+        (None, Count | None, ""),
+        (0, Literal["auto"] | Count, "=0 is too small. Give 1 or more."),
+        (0, Count | Sequence[Count], "=0 is too small. Give 1 or more."),
+        ([1, 0], Count | Sequence[Count], "=[1, 0]: 0 is too small. Give 1 or more."),
+        ([2, 1], Sequence[Annotated[int, AtLeast(2)]], "=[2, 1]: 1 is too small. Give 2 or more."),
+        ([0.5, 1], tuple[Share, Share], "=[0.5, 1]: 1 is too large. Give 0 or more, but less than 1."),
+        (-0.1, Share, "=-0.1 is too small. Give 0 or more, but less than 1."),
+        (5, Annotated[int, AtLeast(0)] | Annotated[int, AtLeast(9)], ""),
+        (float("nan"), float, "=nan is not finite. Give a number."),
+        (float("inf"), Rate | None, "=inf is not finite. Give a number."),
+        (float("nan"), Any, ""),
+        (2**63 - 1, int, ""),
+        (2**63, int, f"={2**63} does not fit into 64 bits. Give a smaller number."),
+        (10**400, float, f"={10**400} does not fit into 64 bits. Give a smaller number."),
+    ],
+)
+def test_bounds_hold_wherever_in_an_annotation_they_stand(value: Any, hint: Any, words: str) -> None:
+    def part(key: Any) -> None: ...
+
+    part.__annotations__["key"] = hint
+    if not words:
+        check({"key": value}, "part", part)
+        return
+    with pytest.raises(UserError) as told:
+        check({"key": value}, "part", part)
+    assert str(told.value) == f"part.key{words}"

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 import ast
 import inspect
-from collections.abc import Iterator
+import types
+import typing
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pytest
+import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from metarun import settings
 from metarun.cli.app import CONF
 from metarun.cli.help import comment
-from metarun.construct import prepared, target_of
+from metarun.construct import AtLeast, check, hints_of, prepared, target_of
+from metarun.engine.device import pick
+from metarun.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "metarun"
@@ -34,8 +40,8 @@ WORDS = {"types", "errors"}
 ALLOWED = {
     "errors": set(),
     "metrics": set(),
-    "types": {"errors"},
     "construct": {"errors"},
+    "types": {"errors", "construct"},
     "settings": {"errors", "construct"},
     "maths": WORDS,
     "optim": WORDS,
@@ -89,11 +95,42 @@ def targets(group: str) -> dict[str, str]:
     return {name: str(section(group, name)["_target_"]).rpartition(".")[0] for g, name in CHOICES if g == group}
 
 
-def section(group: str, name: str) -> dict[str, Any]:
+def section(group: str, name: str, *more: str) -> dict[str, Any]:
+    """What the target of a choice is built from; the phases of an algorithm are the run's."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        found = OmegaConf.to_container(compose("config", [f"{group}={name}"])[group], resolve=True)
+        found = OmegaConf.to_container(compose("config", [f"{group}={name}", *more])[group], resolve=True)
     assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
+    return {str(key): value for key, value in found.items() if key != "phases"}
+
+
+def outside(hint: Any) -> Iterator[tuple[Any, Any]]:
+    """For each bound within an annotation, a value that lies beyond it and one that lies on it."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Annotated:
+        for bound in (b for b in arguments[1:] if isinstance(b, AtLeast)):
+            yield bound.least - 1, bound.least
+            if bound.below < float("inf"):
+                yield bound.below, bound.least
+        yield from outside(arguments[0])
+    elif origin in (typing.Union, types.UnionType):
+        yield from (pair for argument in arguments for pair in outside(argument))
+    elif origin is Sequence:
+        yield from (([wrong], [right]) for wrong, right in outside(arguments[0]))
+
+
+def bounded() -> Iterator[tuple[str, Any, str, Any, Any]]:
+    """Section, target and key of every bound there is, with a value that is refused and one that is taken."""
+    own = {"": settings.Root, "train": settings.Train, "val": settings.Val, "test": settings.Test, "device": pick}
+    found: list[tuple[str, Any]] = list(own.items())
+    for group, name in BUILT:
+        content = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+        found.append((group, target_of(content.get(group, content), group)))
+    for prefix, target in dict.fromkeys(found):
+        for key, hint in hints_of(target).items():
+            yield from ((prefix, target, key, wrong, right) for wrong, right in outside(hint))
+
+
+BOUNDED = list(bounded())
 
 
 @pytest.mark.parametrize(("room", "group"), ROOMS.items())
@@ -172,7 +209,7 @@ def test_the_keys_of_a_yaml_are_the_arguments_of_its_target(group: str, name: st
     values = section(group, name)
     target = target_of(values, group)
     arguments = inspect.signature(target).parameters
-    keys = values.keys() - {"_target_", "_partial_"}
+    keys = values.keys() - {"_target_"}
     wanted = arguments.keys() - GIVEN[group]
     if target.__module__.startswith("metarun."):
         assert keys == wanted
@@ -185,3 +222,35 @@ def test_the_keys_of_a_yaml_are_the_arguments_of_its_target(group: str, name: st
 @pytest.mark.parametrize(("group", "name"), BUILT)
 def test_the_values_of_a_yaml_are_what_its_target_takes(group: str, name: str) -> None:
     assert prepared(section(group, name), group, *GIVEN[group])
+
+
+@pytest.mark.parametrize("data", [name for group, name in CHOICES if group == "data"])
+@pytest.mark.parametrize("algo", [name for group, name in CHOICES if group == "algo"])
+def test_no_data_set_gives_an_algorithm_a_key_it_does_not_have(algo: str, data: str) -> None:
+    assert section("algo", algo, f"data={data}").keys() == section("algo", algo).keys()
+
+
+@pytest.mark.parametrize("file", sorted((CONF / "pair").glob("*.yaml")), ids=lambda file: file.stem)
+def test_what_an_algorithm_takes_on_a_data_set_is_named_after_both(file: Path) -> None:
+    algo, _, data = file.stem.partition("_")
+    assert {("algo", algo), ("data", data)} <= set(CHOICES)
+    own = yaml.safe_load(file.read_text())["algo"]
+    values = section("algo", algo, f"data={data}")
+    assert own == {key: values[key] for key in own} != {key: section("algo", algo)[key] for key in own}
+    assert prepared(values, "algo", *GIVEN["algo"])
+
+
+def test_bounds_are_found_in_every_section() -> None:
+    sections = {prefix for prefix, *_ in BOUNDED}
+    assert sections == {"", "train", "val", "test", "device", "algo", "backbone", "data", "schedule"}
+
+
+@pytest.mark.parametrize(("prefix", "target", "key", "wrong", "right"), BOUNDED)
+def test_a_number_on_its_bound_is_taken_and_one_beyond_is_refused_in_one_line(
+    prefix: str, target: Any, key: str, wrong: Any, right: Any
+) -> None:
+    check({key: right}, prefix, target)
+    with pytest.raises(UserError) as told:
+        check({key: wrong}, prefix, target)
+    assert str(told.value).startswith(f"{prefix}.{key}={wrong}".lstrip("."))
+    assert " is too " in str(told.value) and " Give " in str(told.value) and "\n" not in str(told.value)

@@ -1,17 +1,36 @@
-"""Sections that belong to no group: their bounds and units."""
+"""Sections of the config: which keys they have, their units, and what is refused before anything is built."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
 
+from metarun import settings
+from metarun.cli.app import CONF
+from metarun.construct import aside, construct
+from metarun.engine.device import pick
 from metarun.errors import UserError
-from metarun.settings import AT_LEAST, CHOSEN, SECTIONS, check_bounds, check_sections, seconds
+from metarun.settings import CHOSEN, SECTIONS, Job, check_sections, seconds
+
+OWN: dict[str, type] = {"": settings.Root, "train": settings.Train, "val": settings.Val, "test": settings.Test}
 
 
 def config() -> dict[str, Any]:
     return {"seed": 0, **{name: {"_target_": "x"} if name in CHOSEN else {} for name in SECTIONS}}
+
+
+@pytest.fixture(scope="module")
+def defaults() -> dict[str, Any]:
+    """The config of `metarun data=omniglot`, as the parts are built from it."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        composed = compose("config", ["data=omniglot", "name=test"])
+    plain: Any = OmegaConf.to_container(composed, resolve=True)
+    del plain["algo"]["phases"]
+    return plain
 
 
 @pytest.mark.parametrize(
@@ -27,16 +46,64 @@ def test_what_is_no_time_is_refused(text: str) -> None:
         seconds(text)
 
 
-@pytest.mark.parametrize(("key", "least"), AT_LEAST.items())
-def test_every_bound_holds(key: str, least: int) -> None:
-    section, _, name = key.rpartition(".")
+@pytest.mark.parametrize(
+    ("name", "section"),
+    OWN.items(),
+)
+def test_the_defaults_of_a_section_are_all_its_keys(defaults: dict[str, Any], name: str, section: type) -> None:
+    values = defaults[name] if name else {k: v for k, v in defaults.items() if not isinstance(v, dict)}
+    assert vars(construct(values, name, section)) == values
 
-    def with_value(value: int) -> dict[str, Any]:
-        return config() | {section: {name: value}} if section else config() | {name: value}
 
-    check_bounds(with_value(least))
-    with pytest.raises(UserError, match=f"{key}={least - 1} is too small"):
-        check_bounds(with_value(least - 1))
+def test_training_and_test_take_the_ways_of_the_data_unless_told(defaults: dict[str, Any]) -> None:
+    assert defaults["data"]["ways"] == defaults["train"]["ways"] == defaults["test"]["ways"]
+
+
+def check(config: dict[str, Any]) -> None:
+    Job(config, {}, None, Path(), "", lambda: None).check()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        ("data.shots", 0, "data.shots=0 is too small. Give 1 or more."),
+        ("algo.inner_steps", -1, "algo.inner_steps=-1 is too small. Give 0 or more."),
+        ("algo.inner_lr", float("inf"), "algo.inner_lr=inf is not finite. Give a number."),
+        ("optim.lr", -1, "optim.lr=-1 is too small. Give 0 or more."),
+        ("optim.eps", float("nan"), "optim.eps=nan is not finite. Give a number."),
+        ("optim.betas", [0.9, "x"], "optim.betas=[0.9, 'x'] does not fit. Give a list of 2 numbers."),
+        ("backbone.channels", [8, 0], "backbone.channels=[8, 0]: 0 is too small. Give 1 or more."),
+        ("backbone.dropout", 1, "backbone.dropout=1 is too large. Give 0 or more, but less than 1."),
+        ("schedule.warmup", 10**400, "schedule.warmup=1"),
+        ("data.sise", 3, "data.sise is no key here. Did you mean data.size"),
+    ],
+)
+def test_what_a_chosen_part_cannot_take_is_refused_before_anything_is_built(
+    defaults: dict[str, Any], key: str, value: Any, words: str
+) -> None:
+    check(defaults)
+    section, _, name = key.partition(".")
+    with pytest.raises(UserError) as told:
+        check(defaults | {section: defaults[section] | {name: value}})
+    assert str(told.value).startswith(words)
+
+
+def test_a_part_without_the_rate_that_the_schedule_multiplies_is_refused(defaults: dict[str, Any]) -> None:
+    without = {key: value for key, value in defaults["optim"].items() if key != "lr"}
+    with pytest.raises(UserError, match=r"optim\.lr is missing"):
+        check(defaults | {"optim": without})
+
+
+def test_what_only_says_how_a_run_is_computed_is_marked(defaults: dict[str, Any]) -> None:
+    """The chosen parts are nested sections of the whole config."""
+    assert set(aside(defaults, "", settings.Root)) == {
+        *("name", "resume", "parallel", "chunk", "compile"),
+        *("algo.remat", "data.root", "data.resident"),
+    }
+    assert aside(defaults["train"], "train", settings.Train) == ["train.log_every"]
+    assert aside(defaults["val"], "val", settings.Val) == []
+    assert aside(defaults["test"], "test", settings.Test) == ["test.root", "test.only"]
+    assert set(aside(defaults["device"], "device", pick)) == {f"device.{key}" for key in defaults["device"]}
 
 
 @pytest.mark.parametrize("name", SECTIONS)

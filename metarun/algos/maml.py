@@ -15,25 +15,25 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
 from metarun.maths.inner import query_grad, sgd
 from metarun.maths.net import Net, width
-from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params, learned
+from metarun.types import COMPUTE_ONLY, Batch, Episode, Metrics, Natural, Outputs, ParallelMap, Params, Rate, learned
 
 
 @dataclass(frozen=True)
 class MAML:
     net: Net
-    inner_lr: float
-    inner_steps: int
+    inner_lr: Rate
+    inner_steps: Natural
     first_order: bool
     inner_loss: Literal["mean", "sum"]
     adapt_norm: bool
-    remat: bool
+    remat: Annotated[bool, COMPUTE_ONLY]
 
     def init(self, generator: torch.Generator) -> Params:
         return self.net.init(generator)

@@ -23,14 +23,14 @@ from metarun.maths import new_head
 from metarun.maths.balanced import balanced
 from metarun.maths.losses import by_head
 from metarun.maths.net import Net
-from metarun.types import Balance, Batch, Metrics, Outputs, ParallelMap, Params, Score
+from metarun.types import Balance, Batch, Metrics, Outputs, ParallelMap, Params, Rate, Score
 
 
 @dataclass(frozen=True)
 class MultiTask:
     net: Net
     balance: Balance
-    inner_lr: float
+    inner_lr: Rate
     test_adapt: Literal["head", "all"]
 
     def init(self, generator: torch.Generator) -> Params:

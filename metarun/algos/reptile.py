@@ -23,16 +23,16 @@ from torch import Tensor
 from metarun.maths.inner import adam, last, sgd
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
-from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params, learned
+from metarun.types import Batch, Count, Episode, Metrics, Natural, Outputs, ParallelMap, Params, Rate, learned
 
 
 @dataclass(frozen=True)
 class Reptile:
     net: Net
     inner_optim: Literal["sgd", "adam"]
-    inner_lr: float
-    inner_steps: int
-    inner_batch: int
+    inner_lr: Rate
+    inner_steps: Natural
+    inner_batch: Count
 
     def init(self, generator: torch.Generator) -> Params:
         return self.net.init(generator)

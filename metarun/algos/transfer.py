@@ -20,13 +20,13 @@ from torch import Tensor
 from metarun.maths import new_head
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
-from metarun.types import Batch, Metrics, Outputs, ParallelMap, Params
+from metarun.types import Batch, Metrics, Outputs, ParallelMap, Params, Rate
 
 
 @dataclass(frozen=True)
 class Transfer:
     net: Net
-    inner_lr: float
+    inner_lr: Rate
     test_adapt: Literal["head", "all"]
 
     def init(self, generator: torch.Generator) -> Params:

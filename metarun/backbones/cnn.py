@@ -9,8 +9,8 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.errors import UserError
 from metarun.maths.norm import norm_layer
+from metarun.types import Count, Share, UserError
 
 
 class CNN(nn.Module):
@@ -26,20 +26,18 @@ class CNN(nn.Module):
         self,
         shape: tuple[int, ...],
         *,
-        channels: Sequence[int],
-        stride: int | Sequence[int],
-        pool: int | Sequence[int],
+        channels: Sequence[Count],
+        stride: Count | Sequence[Count],
+        pool: Count | Sequence[Count],
         norm: str,
-        dropout: float,
+        dropout: Share,
         flatten: bool,
-        hidden: Sequence[int],
+        hidden: Sequence[Count],
     ) -> None:
         super().__init__()
         strides = _each("stride", stride, len(channels))
         pools = _each("pool", pool, len(channels))
         height, width = _output_size(shape, strides, pools)
-        if not 0 <= dropout < 1:
-            raise UserError(f"backbone.dropout={dropout} is no rate: take 0 (off) to below 1.")
         inputs = [shape[0], *channels]
         self.flatten = flatten
         self.blocks = nn.Sequential(
@@ -79,8 +77,6 @@ def _each(key: str, value: int | Sequence[int], blocks: int) -> list[int]:
             f"backbone.{key} has {len(values)} entries and backbone.channels {blocks}: "
             "give one per block, or one number for all."
         )
-    if min(values, default=1) < 1:
-        raise UserError(f"backbone.{key}={values} has an entry below 1: 1 means none.")
     return values
 
 

@@ -10,6 +10,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from metarun.maths.norm import norm_layer
+from metarun.types import Count
 
 
 class MLP(nn.Module):
@@ -18,7 +19,7 @@ class MLP(nn.Module):
     Finn, Abbeel, Levine: Model-Agnostic Meta-Learning. ICML 2017, arXiv 1703.03400, sections 5.1 and 5.2.
     """
 
-    def __init__(self, shape: tuple[int, ...], hidden: Sequence[int], norm: str) -> None:
+    def __init__(self, shape: tuple[int, ...], hidden: Sequence[Count], norm: str) -> None:
         super().__init__()
         widths = [math.prod(shape), *hidden]
         self.layers = nn.Sequential(*(_layer(a, b, norm) for a, b in pairwise(widths)))

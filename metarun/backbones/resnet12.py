@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from metarun.errors import UserError
 from metarun.maths.norm import norm_layer
+from metarun.types import Count, Rate, Share, UserError
 
 
 class ResNet12(nn.Module):
@@ -27,14 +27,14 @@ class ResNet12(nn.Module):
         self,
         shape: tuple[int, ...],
         *,
-        channels: Sequence[int],
+        channels: Sequence[Count],
         norm: str,
-        leak: float,
-        dropblock: float,
-        dropblock_size: int,
+        leak: Rate,
+        dropblock: Share,
+        dropblock_size: Count,
     ) -> None:
         super().__init__()
-        _check(shape, len(channels), DropBlock(dropblock, dropblock_size))
+        _check(shape, len(channels))
         inputs = [shape[0], *channels]
         sizes = [1] * (len(channels) - 2) + [dropblock_size] * 2
         drops = [DropBlock(dropblock, size) for size in sizes[-len(channels) :]]
@@ -101,7 +101,7 @@ class DropBlock(nn.Module):
         return x * kept / (1 - gamma) ** covers
 
 
-def _check(shape: tuple[int, ...], stages: int, drop: DropBlock) -> None:
+def _check(shape: tuple[int, ...], stages: int) -> None:
     if len(shape) != 3:
         raise UserError("this backbone takes images, and the data gives plain vectors: take backbone=mlp.")
     least = 2**stages
@@ -109,10 +109,4 @@ def _check(shape: tuple[int, ...], stages: int, drop: DropBlock) -> None:
         raise UserError(
             f"backbone.channels has {stages} stages, which halve an image {stages} times and need "
             f"{least}x{least} pixels; the data gives {shape[1]}x{shape[2]}. Take fewer stages or larger images."
-        )
-    if drop.size < 1:
-        raise UserError(f"backbone.dropblock_size={drop.size} is below 1: 1 drops single values.")
-    if not 0 <= drop.rate < 1:
-        raise UserError(
-            f"backbone.dropblock={drop.rate} is no rate: take 0 (off) to below 1; the paper's code has 0.1."
         )

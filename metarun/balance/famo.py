@@ -19,7 +19,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metarun.types import Params
+from metarun.types import Params, Rate
 
 LOGITS, LOGS, FIRST, SECOND, STEPS = (f"memory.famo.{name}" for name in ("logits", "logs", "first", "second", "steps"))
 BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam
@@ -27,8 +27,8 @@ BETAS, EPS = (0.9, 0.999), 1e-8  # of Adam
 
 @dataclass(frozen=True)
 class FAMO:
-    rate: float
-    decay: float
+    rate: Rate
+    decay: Rate
     floor: float
 
     needs: ClassVar[Literal["losses"]] = "losses"

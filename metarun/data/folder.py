@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import torch
 
@@ -16,7 +17,7 @@ from metarun.data.images.cache import cached
 from metarun.data.images.collection import Recipe
 from metarun.data.images.decode import decode
 from metarun.data.images.mapped import Resident
-from metarun.errors import UserError
+from metarun.types import COMPUTE_ONLY, Count, Natural, UserError
 
 SPLITS = ("train", "val", "test")
 AUTO = (0.64, 0.16, 0.2)
@@ -35,16 +36,16 @@ class Folder:
     at least `ways` classes each.
     """
 
-    root: str
-    size: int
+    root: Annotated[str, COMPUTE_ONLY]
+    size: Count
     colour: bool
     split: str | Sequence[float]
-    split_seed: int
-    ways: int
-    shots: int
-    queries: int
+    split_seed: Natural
+    ways: Count
+    shots: Count
+    queries: Count
     within: Within
-    resident: Resident
+    resident: Annotated[Resident, COMPUTE_ONLY]
 
     def load(self, device: torch.device) -> ImageData:
         root = Path(self.root).expanduser()

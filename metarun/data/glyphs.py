@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,7 +22,7 @@ from metarun.data.images.cache import cached
 from metarun.data.images.collection import Recipe
 from metarun.data.images.mapped import Resident
 from metarun.data.images.strokes import POINTS, SIZE, arcs, ink
-from metarun.errors import UserError
+from metarun.types import COMPUTE_ONLY, AtLeast, Count, Natural
 
 VERSION = 1  # of the drawings: raise it when they change, so that caches do not keep the old ones
 SIDE = 5  # nodes of the lattice, each way
@@ -74,21 +74,18 @@ Habit = Mapping[str, Tensor]  # what each of R alphabets, or the alphabet of eac
 class Glyphs:
     """Strokes are 1, paper is 0. A class is a character; `rotations` make four of each in train and val."""
 
-    alphabets: int
-    characters: int  # of an alphabet
-    drawings: int  # of a character
-    seed: int
+    alphabets: Annotated[int, AtLeast(3)]  # one for each split
+    characters: Count  # of an alphabet
+    drawings: Annotated[int, AtLeast(2)]  # of a character
+    seed: Natural
     rotations: bool
-    ways: int
-    shots: int
-    queries: int
+    ways: Count
+    shots: Count
+    queries: Count
     within: Within
-    resident: Resident
+    resident: Annotated[Resident, COMPUTE_ONLY]
 
     def load(self, device: torch.device) -> ImageData:
-        for name, least in (("alphabets", 3), ("characters", 1), ("drawings", 2)):
-            if (value := getattr(self, name)) < least:
-                raise UserError(f"data.{name}={value} must be at least {least}. Raise it.")
         shape = (self.alphabets, self.characters, self.drawings)
         key = {"version": VERSION, "shape": shape, "seed": self.seed}
         collection = cached("glyphs", key, lambda: generate(*shape, self.seed))

@@ -12,6 +12,7 @@ import math
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -23,7 +24,7 @@ from metarun.data.images.cache import cached
 from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.mapped import PIECE, Resident
 from metarun.errors import UserError
-from metarun.types import Head, Targets
+from metarun.types import COMPUTE_ONLY, Count, Head, Natural, Targets
 
 SIZE = 28
 PARTS = {"train": 60_000, "t10k": 10_000}  # images of each
@@ -38,11 +39,11 @@ log = logging.getLogger(__name__)
 class MnistTasks:
     """Ink is 1, paper is 0. There are no classes to draw: a task is rows that are predicted together."""
 
-    root: str
-    ways: int
-    shots: int
-    queries: int
-    resident: Resident
+    root: Annotated[str, COMPUTE_ONLY]
+    ways: Count
+    shots: Natural
+    queries: Count
+    resident: Annotated[Resident, COMPUTE_ONLY]
 
     def load(self, device: torch.device) -> TableData:
         files = find(Path(self.root).expanduser())

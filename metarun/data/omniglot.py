@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
@@ -18,7 +18,7 @@ from metarun.data.images.cache import cached
 from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.decode import decode
 from metarun.data.images.mapped import Resident
-from metarun.errors import UserError
+from metarun.types import COMPUTE_ONLY, Count, Natural, UserError
 
 PARTS = {"images_background": 964, "images_evaluation": 659}  # characters of each
 DRAWINGS = 20
@@ -33,18 +33,18 @@ log = logging.getLogger(__name__)
 class Omniglot:
     """Strokes are 1, paper is 0. A class is a character; `rotations` make four of each in train and val."""
 
-    root: str
+    root: Annotated[str, COMPUTE_ONLY]
     split: str
-    split_seed: int
+    split_seed: Natural
     split_file: str | None
-    size: int
+    size: Count
     rotations: bool
     test_rotations: bool
-    ways: int
-    shots: int
-    queries: int
+    ways: Count
+    shots: Count
+    queries: Count
     within: Within
-    resident: Resident
+    resident: Annotated[Resident, COMPUTE_ONLY]
 
     def load(self, device: torch.device) -> ImageData:
         sources = find(Path(self.root).expanduser())

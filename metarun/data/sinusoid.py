@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from metarun.data.draw.offers import not_offered
-from metarun.errors import UserError
-from metarun.types import Batch, Draw, Episode, Head, Heads
+from metarun.types import Batch, Count, Draw, Episode, Head, Heads, Rate, UserError
 
 AMPLITUDE = (0.1, 5.0)
 INPUT = (-5.0, 5.0)
@@ -20,10 +19,10 @@ INPUT = (-5.0, 5.0)
 class Sinusoid:
     """The family of tasks; nothing to load. `phase` is its largest phase: π in MAML, 2π in Reptile."""
 
-    ways: int
-    shots: int
-    queries: int
-    phase: float
+    ways: Count
+    shots: Count
+    queries: Count
+    phase: Rate
 
     def load(self, device: torch.device) -> SinusoidData:
         if self.ways != 1:

@@ -8,17 +8,21 @@ import re
 import resource
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
 from metarun.engine.ranks import local_rank
-from metarun.errors import UserError
+from metarun.types import COMPUTE_ONLY, Count, Natural, UserError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
 
 
-def pick(type: Literal["auto", "cpu", "cuda", "mps"], index: int, threads: int | None) -> torch.device:
+def pick(
+    type: Annotated[Literal["auto", "cpu", "cuda", "mps"], COMPUTE_ONLY],
+    index: Annotated[Natural, COMPUTE_ONLY],
+    threads: Annotated[Count | None, COMPUTE_ONLY],
+) -> torch.device:
     """The device a config asks for; `auto` takes the first accelerator there is, else the CPU.
 
     Of several processes on a machine each takes a CUDA device of its own, counted from `index`.

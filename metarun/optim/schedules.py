@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import math
 
+from metarun.types import Count, Natural, Rate
+
 
 def constant(step: int, steps: int) -> float:
     """1."""
     return 1.0
 
 
-def linear(step: int, steps: int, final: float) -> float:
+def linear(step: int, steps: int, final: Rate) -> float:
     """From 1 to `final` in a straight line."""
     return 1 - (1 - final) * step / steps
 
 
-def cosine(step: int, steps: int, final: float, warmup: int) -> float:
+def cosine(step: int, steps: int, final: Rate, warmup: Natural) -> float:
     """From 1 to `final` along half a cosine, after `warmup` steps of linear rise."""
     if step < warmup:
         return (step + 1) / warmup
@@ -23,6 +25,6 @@ def cosine(step: int, steps: int, final: float, warmup: int) -> float:
     return final + (1 - final) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def step(step: int, steps: int, every: int, factor: float) -> float:
+def step(step: int, steps: int, every: Count, factor: Rate) -> float:
     """Times `factor` after each `every` steps."""
     return factor ** (step // every)

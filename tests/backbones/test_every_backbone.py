@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import inspect
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hydra.utils import get_class, instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
+
+from metarun.construct import construct, target_of
 
 BACKBONES = Path(__file__).parents[2] / "metarun" / "backbones"
 CONF = Path(__file__).parents[2] / "conf" / "backbone"
@@ -20,14 +22,14 @@ Params = dict[str, Tensor]
 
 
 def build(name: str, shape: tuple[int, ...]) -> nn.Module:
-    config = OmegaConf.load(CONF / f"{name}.yaml")
-    if config._target_.endswith("TorchVision"):
+    config: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{name}.yaml"))
+    if config["_target_"].endswith("TorchVision"):
         try:
             importlib.import_module("torchvision")
         except (ImportError, RuntimeError) as error:
             pytest.skip(f"torchvision does not load: {error}")
     torch.manual_seed(0)
-    return instantiate(config)(shape).eval()
+    return construct(config, "backbone", shape=shape).eval()
 
 
 def shape_for(name: str) -> tuple[int, ...]:
@@ -39,9 +41,9 @@ def shape_for(name: str) -> tuple[int, ...]:
 def test_keys_are_the_constructor_arguments_and_the_first_line_describes(name: str) -> None:
     config = OmegaConf.load(CONF / f"{name}.yaml")
     assert (BACKBONES / f"{config._target_.split('.')[-2]}.py").is_file()
-    arguments = list(inspect.signature(get_class(config._target_)).parameters)
+    arguments = list(inspect.signature(target_of(config, "backbone")).parameters)
     assert arguments[0] == "shape"
-    assert set(config) == {"_target_", "_partial_", *arguments[1:]}
+    assert set(config) == {"_target_", *arguments[1:]}
     assert (CONF / f"{name}.yaml").read_text().startswith("# ")
 
 

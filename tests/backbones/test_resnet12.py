@@ -118,8 +118,6 @@ def test_a_gradient_of_a_gradient_passes_through_dropblock() -> None:
     [
         ((3, 12, 12), {}, "16x16 pixels; the data gives 12x12"),
         ((1,), {}, "backbone=mlp"),
-        ((3, 16, 16), {"dropblock_size": 0}, "backbone.dropblock_size=0"),
-        ((3, 16, 16), {"dropblock": 1.0}, "backbone.dropblock=1.0"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(shape: tuple[int, ...], changes: dict[str, Any], words: str) -> None:

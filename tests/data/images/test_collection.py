@@ -193,8 +193,3 @@ def test_a_file_that_is_no_image_is_named_in_one_line(content: bytes) -> None:
     with pytest.raises(UserError, match=r"cats/tom\.png cannot be read as an image") as error:
         decode([("cats/tom.png", content)], 4, colour=False)
     assert "\n" not in str(error.value)
-
-
-def test_a_size_below_one_is_refused() -> None:
-    with pytest.raises(UserError, match=r"data\.size=0 must be at least 1"):
-        decode([], 0, colour=False)
