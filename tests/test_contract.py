@@ -25,14 +25,15 @@ from metarun.errors import UserError
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "metarun"
 CHOICES = sorted((folder.name, file.stem) for folder in CONF.iterdir() for file in folder.glob("*.yaml"))
-BUILT = [(group, name) for group, name in CHOICES if group in ("algo", "backbone", "data", "optim", "schedule")]
-GIVEN = {  # by the run, not by the YAML
-    "algo": {"net", "task_heads"},
+GIVEN: dict[str, set[str]] = {  # by the run, not by the YAML
+    "algo": {"net", "balance"},
+    "balance": set(),
     "backbone": {"shape"},
     "data": set(),
     "optim": {"params"},
     "schedule": {"step", "steps"},
 }
+BUILT = [(group, name) for group, name in CHOICES if group in GIVEN]
 
 # What the files of a folder may import of metarun: rooms below their own, and their own. The story at the top, which is
 # named file by file, and `cli` may import everything.
@@ -42,9 +43,10 @@ ALLOWED = {
     "metrics": set(),
     "construct": {"errors"},
     "types": {"errors", "construct"},
-    "settings": {"errors", "construct"},
+    "settings": {"errors", "construct", "engine"},
     "maths": WORDS,
     "optim": WORDS,
+    "balance": WORDS,
     "backbones": WORDS | {"maths"},
     "algos": WORDS | {"maths"},
     "engine": WORDS | {"maths"},
@@ -55,7 +57,7 @@ ALLOWED = {
     "loop": WORDS | {"engine", "tracking", "metrics"},
 }
 TOP = {"build", "run", "result", "cli"}
-ROOMS = {"algos": "algo", "backbones": "backbone", "data": "data"}  # of choices -> group
+ROOMS = {"algos": "algo", "balance": "balance", "backbones": "backbone", "data": "data"}  # of choices -> group
 SILENT = ("__init__", "__main__")
 
 
@@ -96,11 +98,11 @@ def targets(group: str) -> dict[str, str]:
 
 
 def section(group: str, name: str, *more: str) -> dict[str, Any]:
-    """What the target of a choice is built from; the phases of an algorithm are the run's."""
+    """What the target of a choice is built from; what an algorithm trains on and its phases are for the run."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         found = OmegaConf.to_container(compose("config", [f"{group}={name}", *more])[group], resolve=True)
     assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items() if key != "phases"}
+    return {str(key): value for key, value in found.items() if key not in ("trains_on", "phases")}
 
 
 def outside(hint: Any) -> Iterator[tuple[Any, Any]]:
@@ -139,7 +141,7 @@ def test_every_choice_is_the_target_of_a_yaml_and_every_yaml_has_its_module(room
     assert {f"metarun.{room}.{name}" for name in modules(room)} == set(targets(group).values())
 
 
-@pytest.mark.parametrize(("room", "group"), [("algos", "algo"), ("data", "data")])
+@pytest.mark.parametrize(("room", "group"), [("algos", "algo"), ("balance", "balance"), ("data", "data")])
 def test_a_yaml_its_module_and_its_test_have_one_name(room: str, group: str) -> None:
     assert {name: f"metarun.{room}.{name}" for name in modules(room)} == targets(group)
 
@@ -242,7 +244,7 @@ def test_what_an_algorithm_takes_on_a_data_set_is_named_after_both(file: Path) -
 
 def test_bounds_are_found_in_every_section() -> None:
     sections = {prefix for prefix, *_ in BOUNDED}
-    assert sections == {"", "train", "val", "test", "device", "algo", "backbone", "data", "schedule"}
+    assert sections == {"", "train", "val", "test", "device", "algo", "balance", "backbone", "data", "schedule"}
 
 
 @pytest.mark.parametrize(("prefix", "target", "key", "wrong", "right"), BOUNDED)
