@@ -18,7 +18,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from metarun.construct import nearest
 from metarun.engine.ranks import Lost, local_rank
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line
 
 USERS, BUG = 2, 1  # exit codes
 DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT, errno.EEXIST}
@@ -31,7 +31,7 @@ def tell(error: Exception, conf: Path, prefix: str = "") -> int:
         traceback.print_exception(error)
         print(f"metarun: {prefix}{type(error).__name__}: {error} (a bug: its traceback is above)", file=sys.stderr)
         return BUG
-    print(f"metarun: {prefix}{' '.join(line.split())}", file=sys.stderr)
+    print(f"metarun: {prefix}{one_line(line)}", file=sys.stderr)
     return USERS
 
 

@@ -14,7 +14,7 @@ import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from metarun.construct import nearest
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line
 
 OF_ONE_SESSION = ("resume", "test.only")  # what a resumed run does not inherit
 VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
@@ -166,7 +166,7 @@ def _yaml(file: Path) -> Any:
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())}). Mend it.") from error
+        raise UserError(f"{file} cannot be read ({one_line(error)}). Mend it.") from error
 
 
 def _has(arguments: Iterable[str], *flags: str) -> bool:

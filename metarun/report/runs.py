@@ -12,6 +12,8 @@ from typing import Any
 
 import yaml
 
+from metarun.errors import one_line
+
 METRICS = {"accuracy": True, "mse": False, "loss": False}  # what a run is judged by, and whether more is better
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where PyYAML has it
 BROKEN = (ValueError, KeyError, TypeError, AttributeError)  # what a file of another make raises when it is read
@@ -97,7 +99,7 @@ def _read(file: Path) -> Run | Missing:
     except OSError as error:
         return Missing(file, f"unreadable: {error.strerror}")
     except BROKEN as error:
-        told = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        told = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
         return Missing(file, f"unreadable: {told}")
 
 
