@@ -12,7 +12,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from metarun.cli.app import CONF
+from metarun.cli import CONF
 from metarun.cli.help import comment
 from metarun.construct import prepared, target_of
 

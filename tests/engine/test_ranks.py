@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from metarun.cli.app import CONF, _rewritten
+from metarun.cli import CONF
+from metarun.cli.train import hydra_arguments
 from metarun.engine.device import pick
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
@@ -171,7 +172,7 @@ def test_a_mistake_is_told_once(place: Path) -> None:
 
 def test_a_sweep_under_torchrun_is_refused() -> None:
     with pytest.raises(UserError, match="-m runs one job after the other"):
-        _rewritten(["-m", "seed=0,1"], Team(0, 2))
+        hydra_arguments(["-m", "seed=0,1"], Team(0, 2))
 
 
 @pytest.mark.parametrize("total", [8, 9, 15, 100])
