@@ -11,7 +11,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
-from metarun.cli.app import CONF
+from metarun.cli import CONF
 from metarun.construct import nearest
 from metarun.errors import UserError
 

@@ -1,4 +1,6 @@
-from metarun.cli.app import main
+import sys
+
+from metarun.cli.main import main
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

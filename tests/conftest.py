@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from metarun.backbones.cnn import CNN
-from metarun.cli.app import main
+from metarun.cli.main import main
 from metarun.construct import construct
 from metarun.data.draw.source import split_classes
 from metarun.data.images.collection import Collection
@@ -288,8 +288,7 @@ def metarun(
         monkeypatch.setattr(sys, "argv", ["metarun", *arguments])
         capsys.readouterr()
         try:
-            main()
-            code: Any = 0
+            code: Any = main()
         except SystemExit as end:
             code = end.code or 0
         return Outcome(code, *capsys.readouterr())

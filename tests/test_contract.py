@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from metarun import settings
-from metarun.cli.app import CONF
+from metarun.cli import CONF
 from metarun.cli.help import comment
 from metarun.construct import AtLeast, check, hints_of, prepared, target_of
 from metarun.engine.device import pick

@@ -10,7 +10,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from metarun import settings
-from metarun.cli.app import CONF
+from metarun.cli import CONF
 from metarun.construct import aside, construct
 from metarun.engine.device import pick
 from metarun.errors import UserError

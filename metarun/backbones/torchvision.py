@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line
 from metarun.maths.norm import BatchNorm, FixedNorm, norm_layer
 
 IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))  # mean and deviation of red, green, blue
@@ -143,4 +143,4 @@ def _try(trunk: TorchVision, shape: tuple[int, ...], name: str) -> None:
 
 def _line(error: Exception) -> str:
     """An error in one line of bearable length."""
-    return " ".join(str(error).split())[:200] or type(error).__name__
+    return one_line(error)[:200]

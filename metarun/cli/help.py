@@ -1,10 +1,14 @@
-"""The page that `metarun --help` prints: what there is to choose, read from conf/ itself."""
+"""`metarun --help`: one page, whose groups and choices are read from conf/ itself."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-GROUPS = ("algo", "data", "backbone", "optim", "schedule", "device", "experiment")
+from metarun.cli import CONF
+
+# The groups in the order in which one asks for them; a folder of conf/ that is not named here comes after these.
+FIRST = ("algo", "balance", "data", "backbone", "optim", "schedule", "device", "experiment")
+UNSEEN = ("pair",)  # nobody chooses these: they follow from the other choices
 
 # What is typed, and what for. Each is held against the config by a test.
 KEYS = (
@@ -51,13 +55,24 @@ More
   conf/algo/mine.yaml                   in a conf folder where you start metarun: a choice of your own"""
 
 
-def help_page(*folders: Path) -> str:
-    """The whole page; the choices of each conf folder."""
+def main(arguments: list[str]) -> int:
+    """Prints the page, whatever else was typed."""
+    print(help_page(CONF, Path("conf")))
+    return 0
+
+
+def help_page(shipped: Path, *own: Path) -> str:
+    """The whole page: the groups that metarun ships, with their choices in each of the conf folders."""
     return PAGE.format(
-        groups="\n".join(_group(group, folders) for group in GROUPS),
+        groups="\n".join(_group(group, (shipped, *own)) for group in _groups(shipped)),
         keys=_columns(KEYS),
         examples=_columns(EXAMPLES),
     )
+
+
+def _groups(conf: Path) -> list[str]:
+    found = sorted(folder.name for folder in conf.iterdir() if folder.is_dir() and folder.name not in UNSEEN)
+    return sorted(found, key=lambda group: FIRST.index(group) if group in FIRST else len(FIRST))
 
 
 def _group(group: str, folders: tuple[Path, ...]) -> str:

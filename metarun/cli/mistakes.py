@@ -1,4 +1,4 @@
-"""What a mistake is answered with: one line that names the key and the remedy; a bug keeps its traceback."""
+"""What is told when a run ends early: one line with the remedy for a mistake, a traceback for a bug."""
 
 from __future__ import annotations
 
@@ -16,23 +16,24 @@ import yaml
 from hydra.errors import ConfigCompositionException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
+from metarun.cli import CONF
 from metarun.construct import nearest
 from metarun.engine.ranks import Lost, local_rank
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line
 
-USERS, BUG = 2, 1  # exit codes
+MISTAKE, BUG = 2, 1  # exit codes
 DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT, errno.EEXIST}
 
 
-def tell(error: Exception, conf: Path, prefix: str = "") -> int:
+def tell(error: Exception, prefix: str = "") -> int:
     """Prints what went wrong and returns the exit code."""
-    line = explain(error, conf)
+    line = explain(error)
     if line is None:
         traceback.print_exception(error)
         print(f"metarun: {prefix}{type(error).__name__}: {error} (a bug: its traceback is above)", file=sys.stderr)
         return BUG
-    print(f"metarun: {prefix}{' '.join(line.split())}", file=sys.stderr)
-    return USERS
+    print(f"metarun: {prefix}{one_line(line)}", file=sys.stderr)
+    return MISTAKE
 
 
 def tell_stopped(stopped: KeyboardInterrupt, sweep: bool) -> int:
@@ -55,12 +56,12 @@ def _to_go_on(folder: Path | None) -> str:
     return f"To go on: metarun {shlex.quote(f'resume={place}')}"
 
 
-def explain(error: BaseException, conf: Path) -> str | None:
+def explain(error: BaseException) -> str | None:
     """One line for a user's mistake, None for a bug."""
     if told := _user_error(error):
         return f"{told} {_to_go_on(told.folder)}" if isinstance(told, Lost) else str(told)
     if isinstance(error, ConfigCompositionException | OmegaConfBaseException | HydraException):
-        return _composition(error, conf)
+        return _composition(error)
     if isinstance(error, yaml.YAMLError):
         return f"a YAML file cannot be read: {error}. Mend it."
     if isinstance(error, BrokenPipeError):
@@ -72,18 +73,18 @@ def explain(error: BaseException, conf: Path) -> str | None:
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
-    """What was meant for the user, also where Hydra wrapped it."""
+    """The UserError that this error is or was caused by: Hydra wraps what its resolvers raise."""
     while error is not None and not isinstance(error, UserError):
         error = error.__cause__
     return error
 
 
 def _of_mkdir(error: OSError) -> bool:
-    """/proc and the like answer "no such file" to who makes a folder there."""
+    """Whether making a folder raised it: /proc and the like answer that with "no such file"."""
     return traceback.extract_tb(error.__traceback__)[-1].name == "mkdir"
 
 
-def _composition(error: BaseException, conf: Path) -> str:
+def _composition(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
         return f"{group}={choice}: there is no such {group}.{nearest(choice, error.options or [])}"
@@ -92,7 +93,7 @@ def _composition(error: BaseException, conf: Path) -> str:
     text = str(error).strip()
     if found := re.search(r"Could not (?:override|delete|append) '([^']+)'", text):
         key = found[1].split("@")[0]
-        known = _keys(conf)
+        known = _keys()
         if key in known:
             return f"{key} is a key of other choices than these. Leave it out, or choose another {key.split('.')[0]}."
         return f"{key} is no key of the config.{nearest(key, known)}"
@@ -101,12 +102,12 @@ def _composition(error: BaseException, conf: Path) -> str:
     return text
 
 
-def _keys(conf: Path) -> list[str]:
+def _keys() -> list[str]:
     """All keys that the defaults and each choice of each group offer."""
-    keys = {group.name for group in conf.iterdir() if group.is_dir()}
-    for file in conf.rglob("*.yaml"):
+    keys = {group.name for group in CONF.iterdir() if group.is_dir()}
+    for file in CONF.rglob("*.yaml"):
         text = file.read_text(encoding="utf-8")
-        top = file.parent == conf or "@package _global_" in text
+        top = file.parent == CONF or "@package _global_" in text
         keys |= set(_flat(yaml.safe_load(text) or {}, "" if top else f"{file.parent.name}."))
     return sorted(key for key in keys if not key.startswith(("hydra.", "defaults")))
 

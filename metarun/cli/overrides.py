@@ -1,67 +1,69 @@
-"""What the user typed, made into what Hydra reads: resuming, experiments, a conf folder of one's own."""
+"""What was typed, made into what Hydra reads: resuming, experiments, a conf folder of one's own."""
 
 from __future__ import annotations
 
 import os
 import re
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.errors import OverrideParseException
 
+from metarun.cli import VERBS
 from metarun.construct import nearest
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line
 
 OF_ONE_SESSION = ("resume", "test.only")  # what a resumed run does not inherit
-VALUED = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-PLAIN = ("--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--info", "-i", "--hydra-help")
-VERBS = ("help", "report")
+WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
+BARE = ("--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--info", "-i", "--hydra-help")
 
 
-def rewritten(arguments: list[str], conf: Path) -> list[str]:
-    """The arguments for Hydra."""
-    flags, overrides = parted(arguments)
-    overrides = [re.sub(r"^\+experiment=", "experiment=", o) for o in overrides]
+def for_hydra(arguments: list[str], conf: Path) -> list[str]:
+    """The arguments that Hydra is started with; `conf` is the folder of YAML that metarun ships."""
+    flags, words = parted(arguments)
     if _has(flags, "-sc", "--shell-completion"):
-        return [*_with_own_conf(flags, conf), *overrides]
-    _check(overrides)
-    resumed = next((_value(o) for o in overrides if _key(o) == "resume"), "null")
+        return [*_with_own_conf(flags, conf), *words]
+    overrides = parsed(map(_spelled, words))
+    typed = {o.key_or_group: o.value() for o in overrides}
+    sweep, resumed = _has(flags, "-m", "--multirun"), typed.get("resume")
     if resumed == "":
         raise UserError("resume= names no run. Give the directory of one, or leave it out.")
-    if resumed == "null":
-        if "test.only=true" in map(str.lower, overrides):
-            raise UserError("test.only=true repeats the meta-test of a run: name it with resume=RUN_DIR.")
-        _refuse_taken(overrides)
-        named = [_named_by_what_differs(overrides)] if _has(flags, "-m", "--multirun") else []
-        return [*_with_own_conf(flags, conf), *overrides, *named]
-    if _has(flags, "-m", "--multirun"):
-        raise UserError(f"resume={resumed} goes on with one run and cannot be swept. Leave out -m.")
-    folder = Path(resumed).expanduser()
-    overrides = _resuming(overrides, folder)
-    return [*_with_own_conf([*flags, *_conf_of(folder, flags)], conf), *overrides]
+    if resumed is not None:
+        if sweep:
+            raise UserError(f"resume={resumed} goes on with one run and cannot be swept. Leave out -m.")
+        folder = Path(str(resumed)).expanduser()
+        words = _resuming(overrides, folder)
+        return [*_with_own_conf([*flags, *_conf_of(folder, flags)], conf), *words]
+    if typed.get("test.only") is True:
+        raise UserError("test.only=true repeats the meta-test of a run: name it with resume=RUN_DIR.")
+    _refuse_taken(overrides)
+    named = [_named_by_what_differs(overrides)] if sweep else []
+    return [*_with_own_conf(flags, conf), *_lines(overrides), *named]
 
 
 def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
-    """Flags and overrides: argparse takes no overrides on both sides of a flag, people type them so."""
+    """Flags, and the other words: people type them mixed, and argparse takes no words on both sides of a flag."""
     flags: list[str] = []
-    overrides: list[str] = []
+    words: list[str] = []
     rest = iter(arguments)
     for argument in rest:
         name = argument.partition("=")[0]
         if not argument.startswith("-"):
-            overrides.append(argument)
-        elif name in VALUED:
+            words.append(argument)
+        elif name in WITH_VALUE:
             value = argument.partition("=")[2] if "=" in argument else next(rest, "")
             flags += [name, value]
-        elif argument in PLAIN:
+        elif argument in BARE:
             flags.append(argument)
         else:
-            raise UserError(f"{argument} is no flag.{nearest(argument, [*VALUED, *PLAIN, '--help', '--version'])}")
-    return flags, overrides
+            raise UserError(f"{argument} is no flag.{nearest(argument, [*WITH_VALUE, *BARE, '--help', '--version'])}")
+    return flags, words
 
 
 def places_of_code(arguments: list[str]) -> list[str]:
@@ -70,84 +72,84 @@ def places_of_code(arguments: list[str]) -> list[str]:
     return [os.getcwd(), *(str(Path(folder).resolve().parent) for folder in after)]
 
 
-def typed_label(overrides: Iterable[str], folder: Path) -> str:
-    """What a repeated meta-test is called: by name= if that was typed, else by all that was."""
-    typed = added(overrides, folder)
-    names = [_value(o) for o in typed if _key(o) == "name"]
-    return label(names[-1] if names else ",".join(typed)) or "test"
+def parsed(words: Iterable[str]) -> list[Override]:
+    """The words as Hydra understands them."""
+    parser = OverridesParser.create()
+    return [_parsed(parser, word) for word in words]
 
 
-def added(overrides: Iterable[str], folder: Path) -> list[str]:
-    """What was typed beside the overrides that the run in `folder` was started with."""
-    before = _overrides_of(folder)
-    return [o for o in overrides if o not in before and _key(o) not in OF_ONE_SESSION]
-
-
-def label(text: str) -> str:
-    """A text that can be part of a file's name."""
-    return re.sub(r"[^\w.,=+-]+", "-", str(text))[:120]
-
-
-def sweep_name(overrides: Iterable[str], choices: Mapping[str, str]) -> str:
-    """Of a sweep's directory: what was typed for algo and data, swept or not."""
-    typed = {_key(o): _value(o) for o in overrides}
-    name = "_".join(typed.get(group) or choices[group] for group in ("algo", "data"))
-    return label(typed.get("name") or name)
+def recorded(folder: Path) -> list[str]:
+    """The words that the run in `folder` was started with."""
+    found = _yaml(folder / ".hydra" / "overrides.yaml")
+    return [str(word) for word in found] if isinstance(found, list) else []
 
 
 def quoted(text: object) -> str:
     """A value that Hydra's grammar takes as it is, whatever is in it."""
-    return "'" + str(text).replace("'", "\\'") + "'"
+    return QuotedString(str(text), Quote.single).with_quotes()
 
 
-def _check(overrides: Iterable[str]) -> None:
-    for override in overrides:
-        if "=" in override and _key(override):
-            continue
-        if not override.startswith("~"):
-            raise UserError(f"{override} is neither key=value nor one of {', '.join(VERBS)}. See metarun --help.")
+def _parsed(parser: OverridesParser, word: str) -> Override:
+    try:
+        (override,) = parser.parse_overrides([word])
+        readable = bool(override.key_or_group)
+    except OverrideParseException:
+        if re.match("[^=]+=", word):
+            raise  # its value wants quotes: cli/mistakes.py says how
+        readable = False
+    if not readable:
+        raise UserError(f"{word} is neither key=value nor one of {', '.join(VERBS)}. See metarun --help.")
+    return override
 
 
-def _named_by_what_differs(overrides: list[str]) -> str:
+def _spelled(word: str) -> str:
+    """The word in Hydra's grammar, where people type it otherwise."""
+    if word.startswith("+experiment="):  # elsewhere no experiment is the default, and + adds one
+        return word.removeprefix("+")
+    key, _, value = word.partition("=")
+    if key == "resume" and value not in ("", "null") and value[0] + value[-1] not in ("''", '""'):
+        return f"{key}={quoted(value)}"  # a directory like 1_algo=maml,seed=0, as the shell completes it
+    return word
+
+
+def _lines(overrides: Iterable[Override]) -> list[str]:
+    return [str(o.input_line) for o in overrides]
+
+
+def _named_by_what_differs(overrides: Iterable[Override]) -> str:
     """Jobs of a sweep are called by what is swept: what all of them share would hide it."""
-    parsed = OverridesParser.create().parse_overrides(overrides)
-    shared = [quoted(p.get_key_element()) for p in parsed if not p.is_sweep_override()]
+    shared = [quoted(o.get_key_element()) for o in overrides if not o.is_sweep_override()]
     return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]"
 
 
-def _refuse_taken(overrides: Iterable[str]) -> None:
+def _refuse_taken(overrides: Iterable[Override]) -> None:
     """A directory that was named by hand and holds a trained run would lose it."""
     trained = {"hydra.run.dir": "checkpoints", "hydra.sweep.dir": "*/checkpoints"}
-    for override in overrides:
-        key, folder = _key(override), Path(_value(override))
-        if key in trained and any(folder.glob(trained[key])):
-            raise UserError(f"{override} holds a run already. Name another folder, or go on with resume=RUN_DIR.")
+    for o in overrides:
+        if o.key_or_group in trained and any(Path(str(o.value())).glob(trained[o.key_or_group])):
+            raise UserError(f"{o.input_line} holds a run already. Name another folder, or go on with resume=RUN_DIR.")
 
 
-def _resuming(overrides: list[str], folder: Path) -> list[str]:
+def _resuming(overrides: list[Override], folder: Path) -> list[str]:
     """The run's own overrides come first, so that what is typed now wins; its directory stays."""
     file = folder / ".hydra" / "overrides.yaml"
     if not file.is_file():
         raise UserError(f"resume={folder} is no run: there is no {file}. Give the directory that a run named.")
-    typed = [o for o in overrides if _key(o) != "resume"]
-    keys = {_key(o) for o in typed} | set(OF_ONE_SESSION)
-    before = [o for o in _overrides_of(folder) if _key(o) not in keys]
+    typed = [o for o in overrides if o.key_or_group != "resume"]
+    keys = {o.key_or_group for o in typed} | set(OF_ONE_SESSION)
+    before = [o for o in parsed(recorded(folder)) if o.key_or_group not in keys]
     place = quoted(folder.resolve())
     # .hydra is written when the run is known to go on: a refused resume leaves it as it was
-    return [*before, *typed, f"resume={place}", f"hydra.run.dir={place}", "hydra.output_subdir=null"]
-
-
-def _overrides_of(folder: Path) -> list[str]:
-    found = _yaml(folder / ".hydra" / "overrides.yaml")
-    return [str(o) for o in found] if isinstance(found, list) else []
+    own = [f"resume={place}", f"hydra.run.dir={place}", "hydra.output_subdir=null"]
+    return [*_lines(before), *_lines(typed), *own]
 
 
 def _conf_of(folder: Path, flags: Iterable[str]) -> list[str]:
     """The folder of YAML that the run to resume was started with."""
     if _has(flags, "--config-dir", "-cd"):
         return []
-    recorded = _yaml(folder / ".hydra" / "hydra.yaml") or {}
-    sources = recorded.get("hydra", {}).get("runtime", {}).get("config_sources", [])
+    written = _yaml(folder / ".hydra" / "hydra.yaml") or {}
+    sources = written.get("hydra", {}).get("runtime", {}).get("config_sources", [])
     paths = [s["path"] for s in sources if s.get("provider") == "command-line" and Path(s["path"]).is_dir()]
     return ["--config-dir", paths[0]] if paths else []
 
@@ -166,17 +168,8 @@ def _yaml(file: Path) -> Any:
     try:
         return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     except (OSError, ValueError, yaml.YAMLError) as error:
-        raise UserError(f"{file} cannot be read ({' '.join(str(error).split())}). Mend it.") from error
+        raise UserError(f"{file} cannot be read ({one_line(error)}). Mend it.") from error
 
 
 def _has(arguments: Iterable[str], *flags: str) -> bool:
     return any(a.partition("=")[0] in flags for a in arguments)
-
-
-def _key(override: str) -> str:
-    return override.lstrip("+~").partition("=")[0]
-
-
-def _value(override: str) -> str:
-    value = override.partition("=")[2]
-    return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "'\"" else value

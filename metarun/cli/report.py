@@ -1,10 +1,9 @@
-"""`metarun report`: arguments in, table and files out."""
+"""`metarun report`: compares finished runs in a table, and writes files that were asked for."""
 
 from __future__ import annotations
 
 import argparse
 import io
-import os
 import sys
 from pathlib import Path
 
@@ -25,31 +24,23 @@ examples:
   metarun report outputs --plot curves.png --csv runs.csv"""
 PICTURES = (".png", ".pdf", ".svg")
 LONGEST = 200  # letters of an error
-USERS = 2  # exit code of a mistake that the user can mend
 
 
-def report(arguments: list[str]) -> int:
-    """The verb: prints the comparison and returns the exit code."""
+def main(arguments: list[str]) -> int:
+    """Prints the comparison and returns the exit code."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # a folder's name must not break an ASCII terminal
     parser = _parser()
     try:
         wanted, unknown = parser.parse_known_args(arguments)
-        if unknown:
-            raise UserError(f"report knows no {unknown[0]}. See metarun report --help.")
-        if wanted.help:
-            print(parser.format_help(), end="")
-        else:
-            _report(wanted)
-        sys.stdout.flush()
-    except BrokenPipeError:  # metarun report | head
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else the interpreter complains at its end
     except argparse.ArgumentError as error:
-        print(f"metarun: report: {error}. See metarun report --help.", file=sys.stderr)
-        return USERS
-    except UserError as error:
-        print(f"metarun: {error}", file=sys.stderr)
-        return USERS
+        raise UserError(f"report: {error}. See metarun report --help.") from error
+    if unknown:
+        raise UserError(f"report knows no {unknown[0]}. See metarun report --help.")
+    if wanted.help:
+        print(parser.format_help(), end="")
+    else:
+        _report(wanted)
     return 0
 
 

@@ -18,7 +18,8 @@ from metarun.data.images.cache import cached
 from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.decode import decode
 from metarun.data.images.mapped import Resident
-from metarun.types import COMPUTE_ONLY, Count, Natural, UserError
+from metarun.errors import UserError, one_line
+from metarun.types import COMPUTE_ONLY, Count, Natural
 
 PARTS = {"images_background": 964, "images_evaluation": 659}  # characters of each
 DRAWINGS = 20
@@ -140,7 +141,7 @@ def _download(root: Path) -> None:
         for background in (True, False):
             Original(str(root), background=background, download=True)
     except Exception as error:  # no network, no torchvision, one that does not fit torch: one remedy for all
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         raise UserError(
             f"data.root={root} has no Omniglot, and its download failed ({reason}). Put "
             "images_background.zip and images_evaluation.zip of github.com/brendenlake/omniglot there, "

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO, TypeVar
 
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ class Lost(UserError):
     """Another rank is gone: nothing can be asked of all any more."""
 
     def __init__(self, error: RuntimeError) -> None:
-        reason = re.sub(r"^\[.*?\] ", "", " ".join(str(error).split())).partition(". ")[0]
+        reason = re.sub(r"^\[.*?\] ", "", one_line(error)).partition(". ")[0]
         super().__init__(f"another rank ended or cannot be reached (torchrun's report says which): {reason}.")
         self.folder: Path | None = None  # to resume from
 

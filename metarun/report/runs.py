@@ -12,6 +12,7 @@ from typing import Any
 
 import yaml
 
+from metarun.errors import one_line
 from metarun.metrics import TABLE, Score, scores
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # ten times faster where PyYAML has it
@@ -100,7 +101,7 @@ def _read(file: Path) -> Run | Missing:
     except OSError as error:
         return Missing(file, f"unreadable: {error.strerror}")
     except BROKEN as error:
-        told = f"it has no {error}" if isinstance(error, KeyError) else " ".join(str(error).split())
+        told = f"it has no {error}" if isinstance(error, KeyError) else one_line(error)
         return Missing(file, f"unreadable: {told}")
 
 

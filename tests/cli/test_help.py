@@ -10,23 +10,29 @@ from typing import Any
 
 import pytest
 
-from metarun.cli.app import CONF
-from metarun.cli.help import EXAMPLES, GROUPS, KEYS, comment, help_page
+from metarun.cli import CONF
+from metarun.cli.help import EXAMPLES, FIRST, KEYS, UNSEEN, comment, help_page
 
 SPLIT = re.compile(r"(?<![\w.])((?:\w+\.)*\w+=\S*\w)")
 
 
-def test_every_choice_stands_there_with_its_line() -> None:
+def test_every_choice_of_every_group_stands_there_with_its_line() -> None:
     page = help_page(CONF)
-    for group in GROUPS:
-        assert f"\n{group}=\n" in page
-        for file in (CONF / group).glob("*.yaml"):
-            assert re.search(rf"^    {file.stem} +{re.escape(comment(file))}$", page, re.MULTILINE)
+    for file in CONF.glob("*/*.yaml"):
+        if file.parent.name in UNSEEN:
+            continue
+        assert f"\n{file.parent.name}=\n" in page
+        assert re.search(rf"^    {file.stem} +{re.escape(comment(file))}$", page, re.MULTILINE)
 
 
-def test_every_group_that_a_person_chooses_from_stands_there() -> None:
-    """A pair follows from the algorithm and the data set."""
-    assert set(GROUPS) == {folder.name for folder in CONF.iterdir() if folder.is_dir()} - {"hydra", "pair"}
+def test_groups_stand_in_the_order_of_use_and_new_ones_after_them(tmp_path: Path) -> None:
+    for group in ("early", "data", "algo"):
+        (tmp_path / "conf" / group).mkdir(parents=True)
+    assert re.findall(r"^(\w+)=$", help_page(tmp_path / "conf"), re.MULTILINE) == ["algo", "data", "early"]
+
+
+def test_no_group_of_ours_is_left_to_come_last() -> None:
+    assert {folder.name for folder in CONF.iterdir() if folder.is_dir()} <= {*FIRST, *UNSEEN}
 
 
 def test_there_are_ten_keys_and_five_examples() -> None:

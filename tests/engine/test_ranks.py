@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from metarun.cli.app import CONF, _rewritten
+from metarun.cli import CONF
+from metarun.cli.train import hydra_arguments
 from metarun.engine.device import pick
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
@@ -171,7 +172,7 @@ def test_a_mistake_is_told_once(place: Path) -> None:
 
 def test_a_sweep_under_torchrun_is_refused() -> None:
     with pytest.raises(UserError, match="-m runs one job after the other"):
-        _rewritten(["-m", "seed=0,1"], Team(0, 2))
+        hydra_arguments(["-m", "seed=0,1"], Team(0, 2))
 
 
 @pytest.mark.parametrize("total", [8, 9, 15, 100])
@@ -194,8 +195,8 @@ def test_every_episode_is_dealt_in_order_and_all_ranks_have_as_many(size: int, t
 def test_alone_nothing_is_exchanged_or_changed() -> None:
     tree = ({"w": torch.rand(3)}, {"loss": torch.rand(())})
     assert ALONE.mean(tree, 1.0) is tree and ALONE.share(5) == slice(0, 5)
-    assert ALONE.agree(1.5, None) == (1.5, None) and ALONE.agree(2.5, 15) == (2.5, 15)
-    assert ALONE.gather(tree[0]["w"], 3) is tree[0]["w"] and ALONE.lead(lambda: 7) == 7
+    assert ALONE.agreed(1.5, None) == (1.5, None) and ALONE.agreed(2.5, 15) == (2.5, 15)
+    assert ALONE.gather(tree[0]["w"], 3) is tree[0]["w"] and ALONE.broadcast(lambda: 7) == 7
 
 
 def test_each_rank_takes_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,12 +9,13 @@ import os
 import struct
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from metarun.cli.report import report
+from metarun.cli import report
 from metarun.report.compare import compare
 from metarun.report.interval import mean_t, t_975
 from metarun.report.plot import panels, write_plot
@@ -64,7 +65,7 @@ def runs(home: Path) -> list[Run]:
 
 
 def said(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
-    assert report([str(a) for a in arguments]) == 0
+    assert report.main([str(a) for a in arguments]) == 0
     return capsys.readouterr().out
 
 
@@ -327,7 +328,7 @@ def test_heads_have_a_panel_each(tmp_path: Path) -> None:
     }
 
 
-def test_mistakes_are_one_line_with_exit_code_2(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_mistakes_are_one_line_with_exit_code_2(tmp_path: Path, metarun: Callable[..., Any]) -> None:
     write_run(tmp_path / "run", 0.5)
     (tmp_path / "empty").mkdir()
     for arguments in (
@@ -338,8 +339,8 @@ def test_mistakes_are_one_line_with_exit_code_2(tmp_path: Path, capsys: pytest.C
         [str(tmp_path), "--plot", "curves.exe"],
         [str(tmp_path), "--csv", str(tmp_path / "no" / "table.csv")],
     ):
-        assert report(arguments) == 2
-        told = capsys.readouterr()
+        told = metarun("report", *arguments)
+        assert told.code == 2
         assert told.err.startswith("metarun: ") and told.err.count("\n") == 1 and told.out == ""
 
 

@@ -20,7 +20,7 @@ import torch
 from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.mapped import SHARE, Mapped
 from metarun.engine.device import free_memory
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line
 
 FORMAT = 1
 LARGE = 2**30  # bytes: to read all of more than that at each start takes too long
@@ -83,7 +83,7 @@ def _read(entry: Path, text: str) -> Collection | None:
     except FileNotFoundError:
         reason = "a file is missing"
     except Exception as error:  # whatever is wrong with it, the remedy is the same
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
     log.warning("The cache entry %s is damaged (%s): it is built anew.", entry, reason)
     return None
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +17,8 @@ import pytest
 import torch
 import yaml
 
-import metarun as package
-from metarun.cli.app import CONF, free
+from metarun.cli import CONF
 from metarun.data.sinusoid import Sinusoid
-from metarun.errors import UserError
 from metarun.tracking.trackers import Trackers
 
 STRANGE = "a sweep's dir/1_algo=maml,seed=0 (old)"
@@ -80,10 +77,6 @@ def test_a_run_leaves_what_others_can_read(quick: Callable[..., Any]) -> None:
     assert (found["status"], found["steps"], found["algo"], found["error"]) == ("completed", 2, "maml", None)
 
 
-def test_version_is_printed(metarun: Callable[..., Any]) -> None:
-    assert metarun("--version").out == f"metarun {package.__version__}\n"
-
-
 def test_the_config_can_be_looked_at_without_running(metarun: Callable[..., Any]) -> None:
     outcome = metarun("experiment=sinusoid_maml", "--cfg", "job", "train.tasks=7")
     assert yaml.safe_load(outcome.out)["train"]["tasks"] == 7
@@ -105,19 +98,6 @@ def test_the_shell_completes_groups_choices_and_keys(
     ):
         monkeypatch.setenv("COMP_LINE", line)
         assert word in metarun("-sc", "query=bash").out
-
-
-def test_runs_of_one_second_get_directories_of_their_own(tmp_path: Path) -> None:
-    place = str(tmp_path / "outputs" / "10-12-33_maml")
-    with ThreadPoolExecutor(8) as pool:
-        taken = list(pool.map(free, [place] * 8))
-    assert len(set(taken)) == 8 and place in taken and f"{place}-8" in taken
-
-
-def test_a_directory_that_cannot_be_made_is_named(tmp_path: Path) -> None:
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"file/run.*hydra\.run\.dir"):
-        free(str(tmp_path / "file" / "run"))
 
 
 def test_a_directory_named_by_hand_does_not_lose_its_run(quick: Callable[..., Any]) -> None:
@@ -284,14 +264,3 @@ def test_a_conf_folder_of_another_program_is_left_aside(quick: Callable[..., Any
     Path("conf/config.yaml").write_text("a: 1\n")
     outcome = quick()
     assert outcome.code == 0 and "./conf is left aside" in outcome.err
-
-
-def test_help_does_not_wait_for_torch(tmp_path: Path) -> None:
-    script = "import sys; from metarun.cli.app import main; main(); assert 'torch' not in sys.modules"
-    subprocess.run([sys.executable, "-c", script, "--help"], cwd=tmp_path, check=True, stdout=subprocess.DEVNULL)
-
-
-def test_help_can_be_piped_into_what_reads_no_more_than_a_line(tmp_path: Path) -> None:
-    command = f"{shlex.quote(sys.executable)} -m metarun --help | true"
-    done = subprocess.run(command, shell=True, cwd=tmp_path, check=True, capture_output=True, text=True)
-    assert done.stderr == ""
