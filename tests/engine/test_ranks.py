@@ -38,7 +38,7 @@ class Mortal(MAML):
         return super().meta_grad(*args)
 """
 KEYS = (
-    *("algo=mortal", "data=sinusoid", "backbone.hidden=[8]", "device=cpu", "parallel=vmap"),
+    *("algo=mortal", "algo.inner_lr=0.01", "data=sinusoid", "backbone.hidden=[8]", "device=cpu", "parallel=vmap"),
     *("optim=sgd", "optim.lr=0.05", "schedule=constant", "train.tasks=3", "train.log_every=5"),
     *("val.every=10", "val.tasks=5", "test.tasks=7", "test.adapt_steps=2"),
 )
