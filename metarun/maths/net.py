@@ -82,6 +82,11 @@ class Net:
         return self
 
     @property
+    def width(self) -> int:
+        """D: how many features the trunk gives."""
+        return int(self.module.trunk.features)  # type: ignore[arg-type]
+
+    @property
     def fits(self) -> bool:
         """Whether the output layer of θ is that of the tasks at hand."""
         return dict(self.heads) == dict(self.trained)

@@ -17,7 +17,6 @@ import pytest
 import torch
 import yaml
 
-from metarun.cli import CONF
 from metarun.data.sinusoid import Sinusoid
 from metarun.tracking.trackers import Trackers
 
@@ -25,12 +24,43 @@ STRANGE = "a sweep's dir/1_algo=maml,seed=0 (old)"
 MINE = """
 from dataclasses import dataclass
 
-from metarun.algos.maml import MAML
+import torch
+
+from metarun.maths.inner import query_grad, sgd
+from metarun.maths.net import Net
+from metarun.types import Rate, learned
 
 
 @dataclass(frozen=True)
-class MyAlgo(MAML):
-    pass
+class MyAlgo:
+    net: Net
+    inner_lr: Rate
+
+    def init(self, generator):
+        return {**self.net.init(generator), "memory.level": torch.tensor(float("nan"))}
+
+    def adapt(self, params, support, steps):
+        def loss(fast, support, step):
+            return self.net.loss(fast, support)
+
+        for fast in sgd(loss, params, support, self.inner_lr, steps, learned(params), first_order=True):
+            yield self.net.given(fast, support)
+
+    def predict(self, fast, x):
+        return self.net(fast, x)
+
+    def meta_grad(self, params, episode, parallel):
+        slope, metrics = query_grad(self, params, episode, parallel, 1)
+        level, loss = params["memory.level"], metrics["loss"]
+        level = torch.where(level.isnan(), loss, 0.9 * level + 0.1 * loss)
+        return {**slope, "memory.level": level}, metrics
+"""
+MINE_YAML = """
+# Mine: MAML of one step, which keeps a running mean of its loss
+algo:
+  _target_: my_algo.MyAlgo
+  trains_on: episodes
+  inner_lr: 0.01
 """
 
 
@@ -245,17 +275,23 @@ def test_a_meta_test_on_another_folder_of_images(
 def test_a_conf_folder_brings_an_algorithm_of_ones_own(
     metarun: Callable[..., Any], quick: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shipped = (CONF / "algo" / "maml.yaml").read_text()
     Path("conf/algo").mkdir(parents=True)
-    Path("conf/algo/my_algo.yaml").write_text(shipped.replace("metarun.algos.maml.MAML", "my_algo.MyAlgo"))
+    Path("conf/algo/my_algo.yaml").write_text(f"# @package _global_{MINE_YAML}")
     Path("my_algo.py").write_text(MINE)
     assert "my_algo" in metarun("--help").out
-    assert quick("algo=my_algo", "hydra.run.dir=run").code == 0
+    keys = ("algo=my_algo", "schedule=constant")
+    assert quick(*keys, "hydra.run.dir=run").code == 0
     assert result("run")["algo"] == "my_algo"
+    assert quick(*keys, "train.steps=3", "hydra.run.dir=whole").code == 0
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     monkeypatch.chdir(elsewhere)
     assert metarun("resume=../run", "train.steps=3").code == 0
+    whole, parts = (checkpoint(f"../{name}")["params"] for name in ("whole", "run"))
+    assert all(p.equal(parts[name]) for name, p in whole.items())  # what it keeps included
+    assert whole["memory.level"].isfinite() and result("../run")["params"] == sum(
+        p.numel() for name, p in whole.items() if name != "memory.level"
+    )
     assert quick("algo=my_algo", "--config-dir", "../conf", "hydra.run.dir=run").code == 0
 
 
