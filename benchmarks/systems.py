@@ -143,7 +143,7 @@ def _require(library: str, job: Job) -> None:
 
 SYSTEMS: dict[str, Callable[[Sequence[str]], System]] = {
     "plain": looped(),
-    "auto": metarun("parallel=auto"),
+    "auto": metarun("parallel=measure"),
     "loop": metarun("parallel=loop"),
     "vmap": metarun("parallel=vmap"),
     "compiled": metarun("compile=true"),
