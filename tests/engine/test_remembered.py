@@ -164,22 +164,15 @@ def test_what_fitted_nowhere_is_not_remembered(desk: Desk, own_cache: Path) -> N
 def test_two_runs_of_one_seed_are_equal_to_the_bit_though_their_machine_would_measure_differently(
     metarun: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    small = (
-        "data=sinusoid",
-        "backbone.hidden=[16]",
-        "device=cpu",
-        "train.steps=20",
-        "train.tasks=8",
-        "train.log_every=5",
-    )
+    small = ("data=sinusoid", "backbone.hidden=[16]", "device=cpu", "train.steps=20", "train.tasks=8")
     few = ("val.every=10", "val.tasks=4", "test.tasks=4", "test.adapt_steps=1")
-    ends = {}
-    for run, order in (("first", -1), ("second", 1)):
-        times = iter(range(100, 0, -1) if order < 0 else range(1, 100))  # the last candidate wins, or the first
-        monkeypatch.setattr(choice, "_seconds", lambda work, device, times=times: float(next(times)))
+    ends = []
+    for run, seconds in (("first", range(100, 0, -1)), ("second", range(1, 100))):  # for the last; then for the first
+        clock = iter(seconds)
+        monkeypatch.setattr(choice, "_seconds", lambda work, device, clock=clock: float(next(clock)))
         done = metarun(*small, *few, f"hydra.run.dir={run}")
-        assert done.code == 0, done.err
-        assert "fastest here" in done.out
-        ends[run] = torch.load(Path(run) / "checkpoints" / "last.pt", weights_only=True)
-    assert ends["first"]["parallel"] == ends["second"]["parallel"] == ["vmap", 8]
-    assert all(p.equal(ends["second"]["params"][name]) for name, p in ends["first"]["params"].items())
+        assert done.code == 0 and "fastest here" in done.out
+        ends.append(torch.load(Path(run) / "checkpoints" / "last.pt", weights_only=True))
+    first, second = ends
+    assert first["parallel"] == second["parallel"] == ["vmap", 8]
+    assert all(p.equal(second["params"][name]) for name, p in first["params"].items())
