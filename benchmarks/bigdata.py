@@ -97,7 +97,7 @@ def compared(gb: float, args: argparse.Namespace) -> dict[str, Any]:
     pieces = {name: session.steps for name, session in sessions.items()}
     taken = in_turns(pieces, args.repeats, args.seconds, disk.device, before)
     read = read_from_disk() - read
-    rates = {name: [disk.train.tasks / s for s in found] for name, found in taken.items()}
+    rates = {name: [sessions[name].tasks / s for s in found] for name, found in taken.items()}
     middle = {name: median(found) for name, found in rates.items()}
     ratio = middle["disk"] / middle["memory"]
     print(f"medians: memory {middle['memory']:.1f}, disk {middle['disk']:.1f} tasks/s: {ratio:.3f} of it")

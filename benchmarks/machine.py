@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from benchmarks.measure import seconds
-from metarun.engine.device import keep_freed_memory, linux_memory, peak_memory_mb
+from metarun.engine.device import keep_freed_memory, linux_memory, peak_memory_mb, processor
 
 
 def allocate(choice: str) -> None:
@@ -26,7 +26,7 @@ def facts(device: torch.device) -> dict[str, Any]:
     load = busy_cores()
     sgemm, convolution = sgemm_rate(device) / 1e9, convolution_rate(device) / 1e9
     return {
-        "name": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_model(),
+        "name": processor(device),
         "cores": os.cpu_count(),
         "load": load,  # cores that others keep busy
         "threads": torch.get_num_threads(),
@@ -71,13 +71,6 @@ def convolution_rate(device: torch.device) -> float:
 def _best(work: Callable[[], Any], device: torch.device) -> float:
     with torch.inference_mode():
         return min(seconds(work, device) for _ in range(8))
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return models[0] if models else platform.processor()
 
 
 def resident_mb(device: torch.device) -> float:

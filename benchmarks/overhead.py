@@ -23,6 +23,7 @@ from benchmarks.measure import in_turns, repeated, seconds
 from benchmarks.session import Session
 from benchmarks.watched import watched
 from benchmarks.workloads import WORKLOADS, chosen
+from metarun.engine.ranks import ALONE
 from metarun.errors import UserError
 from metarun.evaluate import evaluate
 from metarun.run import for_evaluation
@@ -39,33 +40,38 @@ class Row(NamedTuple):
 
 
 class Clock:
-    """Seconds spent in named parts of a session's loop."""
+    """Seconds spent in named parts of a session's loop, without those of the parts that they call."""
 
     def __init__(self) -> None:
         self.spent: dict[str, float] = defaultdict(float)
+        self.called = 0.0  # seconds of the parts that the running one has called so far
 
     def timed(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
         def call(*args: Any, **kwargs: Any) -> Any:
-            start = time.perf_counter()
+            start, earlier, self.called = time.perf_counter(), self.called, 0.0
             try:
                 return function(*args, **kwargs)
             finally:
-                self.spent[name] += time.perf_counter() - start
+                taken = time.perf_counter() - start
+                self.spent[name] += taken - self.called
+                self.called = earlier + taken
 
         return call
 
     def on(self, session: Session) -> Session:
         """The same session, with a clock on every part that its loop calls."""
         loop, timed = session.loop, self.timed
-        algo: Any = SimpleNamespace(meta_grad=timed("meta-gradient", loop.algo.meta_grad))
+        algo: Any = SimpleNamespace(meta_grad=timed("meta-gradient", loop.algo(0).meta_grad))
         draw, gather = timed("sampling", loop.sampler.draw), timed("sampling", loop.sampler.gather)
         sampler: Any = SimpleNamespace(draw=draw, gather=gather, from_disk=loop.sampler.from_disk)
         step, log = timed("progress", loop.tracker.step), timed("logging", loop.tracker.log)
         tracker: Any = SimpleNamespace(step=step, log=log, say=loop.tracker.say)
         optimizer: Any = session.state.optimizer
         optimizer.step = timed("optimizer", optimizer.step)
-        choose = timed("choosing", loop.choose)
-        return replace(session, loop=replace(loop, algo=algo, sampler=sampler, tracker=tracker, choose=choose))
+        timed_loop = replace(
+            loop, algo=lambda step: algo, sampler=sampler, tracker=tracker, choose=timed("choosing", loop.choose)
+        )
+        return replace(session, loop=timed_loop)
 
 
 def main(argv: list[str]) -> None:
@@ -74,7 +80,7 @@ def main(argv: list[str]) -> None:
     args = parser.parse_args(argv)
     (name,) = chosen(args.workload, WORKLOADS, "--workload")
     facts = command.begin(args)
-    overrides = [*WORKLOADS[name].overrides, f"device={args.device}"]
+    overrides = [*WORKLOADS[name].overrides, f"device={args.device}", "parallel=measure"]
     rows = [
         *training(overrides, args),
         Row("metarun --help", median(help_page() for _ in range(3)), "s", "below 1.5 s"),
@@ -94,35 +100,36 @@ def training(overrides: Sequence[str], args: argparse.Namespace) -> list[Row]:
         choosing = clock.spent["choosing"]
         clock.spent.clear()
         taken = in_turns(
-            {"loop": clock.timed("whole", timed.steps), "meta_grad": repeated(session.meta_grad)},
+            {"loop": clock.timed("rest", timed.steps), "meta_grad": repeated(session.meta_grad)},
             args.repeats,
             args.seconds,
             session.parts.device,
         )
         device, test = session.parts.device, session.parts.test
+        tasks = len(next(iter(test.draw.values())))
         tests = {
             adapted: median(seconds(partial(meta_test, session, adapted), device) for _ in range(args.repeats))
-            for adapted in (1, test.adapt_steps)
+            for adapted in (1, test.steps)
         }
     step = median(taken["loop"])
-    shares = {part: clock.spent[part] / clock.spent["whole"] for part in PARTS}
+    whole = sum(clock.spent.values())
+    shares = {part: clock.spent[part] / whole for part in PARTS}
     return [
         Row("a meta-step of the loop", step, "s"),
         *(Row(f"  {part}", share, "share") for part, share in shares.items()),
-        Row("  the rest of the loop", 1 - sum(shares.values()), "share"),
+        Row("  the rest of the loop", clock.spent["rest"] / whole, "share"),
         Row("everything but the meta-gradient", 1 - shares["meta-gradient"], "share", "below 5% on W1"),
         Row("  held against meta_grad alone", 1 - median(taken["meta_grad"]) / step, "share"),
-        Row("parallel=auto's measuring", choosing, "s"),
+        Row("measuring how to map tasks", choosing, "s"),
         Row(f"  of {RUN:,} steps", choosing / (RUN * step), "share", "below 2%"),
-        *(Row(f"meta-test of {test.tasks} tasks, adapted {n}x", s, "s", "below 3 s on W1") for n, s in tests.items()),
+        *(Row(f"meta-test of {tasks} tasks, adapted {n}x", s, "s", "below 3 s on W1") for n, s in tests.items()),
     ]
 
 
 def meta_test(session: Session, steps: int) -> None:
-    parts, device = session.parts, session.parts.device
-    draw = parts.test_sampler.draw(parts.test.tasks, torch.Generator().manual_seed(parts.test.seed))
-    parallel = for_evaluation(session.state.parallel, device)
-    evaluate(parts.eval_algo, session.state.params, parts.test_sampler, draw, steps, parallel)
+    parts, state = session.parts, session.state
+    exam = replace(parts.test, steps=steps, marks=[steps])
+    evaluate(parts.tested(0), state.params, exam, for_evaluation(state.parallel, parts.device, ALONE))
 
 
 def help_page() -> float:

@@ -5,15 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from benchmarks import workloads
 from metarun.build import Parts, build
 from metarun.loop import Loop, State, Tracker
 from metarun.run import fresh_state, loop_of
+from metarun.settings import Job
 
 NEVER = 10**9
 
@@ -55,24 +56,29 @@ class Session:
 
     @staticmethod
     def start(overrides: Sequence[str], tracker: Tracker) -> Session:
-        config = workloads.config(*overrides)
-        parts = build(config, None)
+        job = workloads.job(*overrides)
+        parts = build(job)
         piece = Piece(tracker)
-        loop = loop_of(config, parts, piece, Path("never written"), lambda state: {})
+        loop = loop_of(job, parts, piece, job.folder, lambda state: {})
         endless = replace(loop.plan, steps=NEVER, max_seconds=float("inf"), val_every=NEVER, patience=None)
-        return Session(parts, fresh_state(config, parts), replace(loop, plan=endless), piece, draw(parts)())
+        return Session(parts, fresh_state(job, parts), replace(loop, plan=endless), piece, draw(job, parts)())
 
     def steps(self, count: int) -> None:
         self.piece.until = self.state.step + count
         with suppress(Enough):
             self.loop.run(self.state)
 
+    @property
+    def tasks(self) -> int:
+        """Of a meta-step."""
+        return len(tree_leaves(self.sample)[0])
+
     def meta_grad(self) -> Any:
         assert self.state.parallel is not None  # steps() comes first
-        return self.loop.algo.meta_grad(self.state.params, self.sample, self.state.parallel)
+        return self.loop.algo(0).meta_grad(self.state.params, self.sample, self.state.parallel)
 
 
-def draw(parts: Parts) -> Callable[[], Any]:
+def draw(job: Job, parts: Parts) -> Callable[[], Any]:
     """Meta-batches by metarun's sampler, one after another; the first is the same for every system."""
     generator = torch.Generator(parts.device).manual_seed(0)
-    return lambda: parts.sampler.gather(parts.sampler.draw(parts.train.tasks, generator))
+    return lambda: parts.sampler.gather(parts.sampler.draw(job.train.tasks, generator))

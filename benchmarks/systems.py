@@ -21,9 +21,9 @@ from metarun.algos.maml import MAML
 from metarun.algos.mtl import MultiTask
 from metarun.algos.reptile import Reptile
 from metarun.build import Parts, build
-from metarun.construct import construct
 from metarun.engine.device import peak_memory_mb
 from metarun.run import first_params
+from metarun.settings import Job
 from metarun.types import Params
 
 
@@ -45,8 +45,8 @@ def metarun(own: str) -> Callable[[Sequence[str]], System]:
 
     def start(overrides: Sequence[str]) -> System:
         session = Session.start([*overrides, own], Silent())
-        tasks, device = len(tree_leaves(session.sample)[0]), session.parts.device
-        return System(session.steps, session.meta_grad, tasks, device, lambda: str(session.state.parallel))
+        device = session.parts.device
+        return System(session.steps, session.meta_grad, session.tasks, device, lambda: str(session.state.parallel))
 
     return start
 
@@ -60,19 +60,20 @@ class ByHand:
     accumulate: Callable[[Any], None]
 
     @staticmethod
-    def of(parts: Parts, config: dict[str, Any], maml: Callable[..., None] = plain.maml) -> ByHand:
-        algo = parts.algo
-        trunk = plain.trunk(config["backbone"], parts.data.shape).to(parts.device)
+    def of(job: Job, parts: Parts, maml: Callable[..., None] = plain.maml) -> ByHand:
+        algo = parts.algo(0)
+        trunk = plain.trunk(job.sections["backbone"], parts.data.shape).to(parts.device)
         features = trunk(torch.zeros(2, *parts.data.shape, device=parts.device)).shape[1]
         if isinstance(algo, MultiTask):
-            heads = [nn.Linear(features, head.size, device=parts.device) for head in algo.task_heads.values()]
-            return ByHand(nn.ModuleList([trunk, *heads]), _fixed_tasks(parts), partial(plain.multi_task, trunk, heads))
+            heads = [nn.Linear(features, head.size, device=parts.device) for head in algo.net.heads.values()]
+            model: nn.Module = nn.ModuleList([trunk, *heads])
+            return ByHand(model, _fixed_tasks(job, parts), partial(plain.multi_task, trunk, heads))
         (head,) = parts.sampler.heads.values()
         model = nn.Sequential(trunk, nn.Linear(features, head.size, device=parts.device))
         loss = F.cross_entropy if head.kind == "class" else F.mse_loss
         assert isinstance(algo, MAML | Reptile)
-        work = maml if isinstance(algo, MAML) else plain.reptile
-        return ByHand(model, draw(parts), lambda sample: work(model, loss, sample, algo.inner_lr, algo.inner_steps))
+        work = partial(maml if isinstance(algo, MAML) else plain.reptile, model, loss)
+        return ByHand(model, draw(job, parts), lambda sample: work(sample, algo.inner_lr, algo.inner_steps))
 
     def load(self, params: Params) -> None:
         """θ of metarun, whose one output layer holds the rows of all heads."""
@@ -92,12 +93,12 @@ class ByHand:
         return dict(zip(like, joined, strict=True))
 
 
-def _fixed_tasks(parts: Parts) -> Callable[[], Any]:
+def _fixed_tasks(job: Job, parts: Parts) -> Callable[[], Any]:
     """Images, labels within their own task, and which task: what a list of heads needs."""
     generator = torch.Generator(parts.device).manual_seed(0)
 
     def drawn() -> Any:
-        found = parts.sampler.draw(parts.train.tasks, generator)
+        found = parts.sampler.draw(job.train.tasks, generator)
         return parts.sampler.gather(found).x, found["way"], found["task"].tolist()
 
     return drawn
@@ -107,13 +108,13 @@ def looped(maml: Callable[..., None] = plain.maml, needs: str | None = None) -> 
     """A loop over tasks in Python, with the outer optimiser and the sampler that metarun has."""
 
     def start(overrides: Sequence[str]) -> System:
-        config = workloads.config(*overrides)
+        job = workloads.job(*overrides)
         if needs is not None:
-            _require(needs, config)
-        parts = build(config, None)
-        made = ByHand.of(parts, config, maml)
-        made.load(first_params(parts))
-        optimizer = construct(config["optim"], "optim", params=list(made.model.parameters()))
+            _require(needs, job)
+        parts = build(job)
+        made = ByHand.of(job, parts, maml)
+        made.load(first_params(job, parts))
+        optimizer: Any = parts.optimizer(list(made.model.parameters()))
         fixed = made.draw()
 
         def steps(count: int) -> None:
@@ -131,8 +132,8 @@ def looped(maml: Callable[..., None] = plain.maml, needs: str | None = None) -> 
     return start
 
 
-def _require(library: str, config: dict[str, Any]) -> None:
-    if config["algo"]["_target_"] != "metarun.algos.maml.MAML":
+def _require(library: str, job: Job) -> None:
+    if job.choices["algo"] != "maml":
         raise Unavailable(f"{library} is measured on MAML only")
     try:
         importlib.import_module(library)
@@ -142,7 +143,7 @@ def _require(library: str, config: dict[str, Any]) -> None:
 
 SYSTEMS: dict[str, Callable[[Sequence[str]], System]] = {
     "plain": looped(),
-    "auto": metarun("parallel=auto"),
+    "auto": metarun("parallel=measure"),
     "loop": metarun("parallel=loop"),
     "vmap": metarun("parallel=vmap"),
     "compiled": metarun("compile=true"),

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
-from omegaconf import OmegaConf
+from omegaconf import OmegaConf, open_dict
 
 from metarun.cli import CONF
 from metarun.construct import nearest
 from metarun.errors import UserError
+from metarun.settings import Job
 
 HERE = Path(__file__).parent
 
@@ -74,12 +75,16 @@ def chosen(names: str, choices: Iterable[str], option: str) -> list[str]:
     return found
 
 
-def config(*overrides: str) -> dict[str, Any]:
-    """metarun's config, as its command line composes it."""
+def job(*overrides: str) -> Job:
+    """What metarun's command line makes of these overrides; nothing is written into its folder."""
+    typed = [f"hydra.searchpath=[file://{HERE}/conf]", "name=benchmark", *overrides]
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        composed = compose("config", [f"hydra.searchpath=[file://{HERE}/conf]", "name=benchmark", *overrides])
-    plain: Any = OmegaConf.to_container(composed, resolve=True)
-    return plain
+        config = compose("config", typed, return_hydra_config=True)
+    choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items()}
+    with open_dict(config):
+        del config.hydra
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    return Job(plain, choices, None, Path("never written"), "", lambda: None)
 
 
 if __name__ == "__main__":

@@ -20,10 +20,11 @@ from torch.utils._pytree import tree_leaves
 
 from metarun import result
 from metarun.build import Parts, build
-from metarun.engine.choice import by_hand, candidates, fastest
+from metarun.engine.choice import candidates, fastest, named
 from metarun.engine.device import keep_freed_memory
 from metarun.engine.mapping import Parallel
 from metarun.engine.ranks import Lost, Team
+from metarun.engine.remembered import remembered, situation
 from metarun.errors import UserError
 from metarun.evaluate import PIECE, Exam, Verdict, evaluate
 from metarun.loop import Loop, Plan, State, Stopped, Tracker, load_params
@@ -218,14 +219,16 @@ def loop_of(
 
 
 def choose(job: Job, parts: Parts, tracker: Tracker, state: State, sample: Any) -> Parallel:
-    """How to map tasks: as told, or as measured on the first meta-batch."""
+    """How to map tasks: as told, or as measured on the first meta-batch, now or by an earlier run."""
     root, tasks = job.root, len(tree_leaves(sample)[0])
     if root.parallel in ("loop", "vmap"):
-        return by_hand(root.parallel, root.chunk, tasks, root.compile)
-    offered = candidates(tasks, root.chunk, parts.device, root.compile)
-    best, seconds = fastest(parts.algo(state.step), state.params, sample, offered, parts.device)
-    measured = ", ".join(f"{name} {1000 * s:.0f} ms" for name, s in seconds.items())
-    tracker.say(f"parallel: {best} is fastest here ({measured} per meta-step)")
+        return named(root.parallel, root.chunk, tasks, root.compile)
+    algo, offered = parts.algo(state.step), candidates(tasks, root.chunk, parts.device, root.compile)
+    settings = {"precision": root.precision, "compile": root.compile, "ranks": job.team.size}
+    key = situation(algo, state.params, sample, offered, parts.device, **settings)
+    measure = partial(fastest, algo, state.params, sample, offered, parts.device)
+    best, told = remembered(key, offered, measure, anew=root.parallel == "measure")
+    tracker.say(f"parallel: {told}")
     return best
 
 

@@ -18,7 +18,7 @@ REPEATS = 2
 SLOW = 3.0  # seconds
 
 
-def by_hand(mode: str, chunk: int | None, tasks: int, unrolled: bool = False) -> Parallel:
+def named(mode: str, chunk: int | None, tasks: int, unrolled: bool = False) -> Parallel:
     """The mapping that a config names."""
     if mode == "loop" and unrolled:
         raise UserError("parallel=loop with compile=true would compile every task anew. Take parallel=vmap or auto.")

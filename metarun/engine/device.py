@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import platform
 import re
 import resource
 import sys
@@ -49,6 +50,16 @@ def pick(
         if rank is not None:
             torch.cuda.set_device(index)
     return torch.device("cpu" if type == "cpu" else f"{type}:{index}")
+
+
+def processor(device: torch.device) -> str:
+    """The model of the GPU, or of the machine's CPU."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    info = Path("/proc/cpuinfo")
+    lines = info.read_text().splitlines() if info.exists() else []
+    models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return models[0] if models else platform.processor() or platform.machine()
 
 
 def seed_draws(device: torch.device, seed: int) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from benchmarks import measure
 from benchmarks.measure import alone, in_turns, slope
-from benchmarks.workloads import WORKLOADS, chosen, config
+from benchmarks.workloads import WORKLOADS, chosen, job
 from metarun.errors import UserError
 
 CPU = torch.device("cpu")
@@ -46,7 +46,7 @@ def test_alone_is_another_process() -> None:
 
 @pytest.mark.parametrize("name", WORKLOADS)
 def test_every_workload_composes(name: str) -> None:
-    assert config(*WORKLOADS[name].overrides)["train"]["tasks"] >= 4
+    assert job(*WORKLOADS[name].overrides).train.tasks >= 4
 
 
 def test_an_unknown_workload_is_answered_with_the_nearest() -> None:

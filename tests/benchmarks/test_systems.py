@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from benchmarks import libraries, plain
 from benchmarks.systems import ByHand
-from benchmarks.workloads import WORKLOADS, config
+from benchmarks.workloads import WORKLOADS, job
 from metarun.build import build
 from metarun.engine.mapping import Parallel
 from metarun.run import first_params
@@ -38,15 +38,15 @@ def double(tree: Any) -> Any:
 
 def agree(name: str, maml: Callable[..., None], close: Callable[..., bool]) -> bool:
     """Whether a loop by hand arrives at metarun's meta-gradient from the same parameters and episodes."""
-    settings = config(*small(name))
-    parts = build(settings, None)
-    params = double(first_params(parts))
-    made = ByHand.of(parts, settings, maml)
+    work = job(*small(name))
+    parts = build(work)
+    params = double(first_params(work, parts))
+    made = ByHand.of(work, parts, maml)
     made.model.double()
     made.load(params)
     generator = torch.Generator().manual_seed(0)
-    sample = parts.sampler.gather(parts.sampler.draw(parts.train.tasks, generator))
-    theirs, _ = parts.algo.meta_grad(params, double(sample), Parallel("loop", 1))
+    sample = parts.sampler.gather(parts.sampler.draw(work.train.tasks, generator))
+    theirs, _ = parts.algo(0).meta_grad(params, double(sample), Parallel("loop", 1))
     made.accumulate(double(made.draw()))
     return close(made.grads(params), theirs)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from metarun.engine import choice as room
-from metarun.engine.choice import by_hand, candidates, fastest, halved
+from metarun.engine.choice import candidates, fastest, halved, named
 from metarun.engine.mapping import Parallel
 from metarun.errors import UserError
 
@@ -89,7 +89,7 @@ def test_what_is_compiled_is_unrolled_into_few_chunks() -> None:
     assert [c.chunk for c in candidates(32, 2, CPU, unrolled=True)] == [2]  # as told
     assert [c.mode for c in candidates(1, None, CPU, unrolled=True)] == ["vmap"]
     with pytest.raises(UserError, match=r"parallel=loop with compile=true .* Take parallel=vmap or auto"):
-        by_hand("loop", None, 32, unrolled=True)
+        named("loop", None, 32, unrolled=True)
 
 
 def test_halving_ends_at_the_loop_and_then_there_is_nothing_smaller() -> None:
@@ -102,7 +102,7 @@ def test_halving_ends_at_the_loop_and_then_there_is_nothing_smaller() -> None:
 
 
 def test_a_mapping_set_by_hand() -> None:
-    assert by_hand("loop", 8, 32) == LOOP
-    assert by_hand("vmap", None, 32) == Parallel("vmap", 32)
-    assert by_hand("vmap", 8, 32) == Parallel("vmap", 8)
-    assert by_hand("vmap", 99, 32) == Parallel("vmap", 32)
+    assert named("loop", 8, 32) == LOOP
+    assert named("vmap", None, 32) == Parallel("vmap", 32)
+    assert named("vmap", 8, 32) == Parallel("vmap", 8)
+    assert named("vmap", 99, 32) == Parallel("vmap", 32)

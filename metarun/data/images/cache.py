@@ -19,6 +19,7 @@ import torch
 
 from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.mapped import SHARE, Mapped
+from metarun.engine.cache import cache_folder
 from metarun.engine.device import free_memory
 from metarun.errors import UserError, one_line
 
@@ -32,7 +33,7 @@ log = logging.getLogger(__name__)
 def cached(name: str, key: dict[str, Any], make: Callable[[], Recipe]) -> Collection:
     """The collection that `make` describes, from disk where an entry of this key is whole."""
     text = json.dumps({"format": FORMAT, "name": name, **key}, sort_keys=True)
-    entry = _folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
+    entry = cache_folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     found = _read(entry, text)
     if found is not None:
         return found
@@ -57,12 +58,6 @@ def _check_memory(recipe: Recipe, reason: str) -> None:
 
 def _bytes(recipe: Recipe) -> int:
     return len(recipe.labels) * math.prod(recipe.shape)
-
-
-def _folder() -> Path:
-    if own := os.environ.get("METARUN_CACHE"):
-        return Path(own).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")) / "metarun"
 
 
 def _read(entry: Path, text: str) -> Collection | None:
