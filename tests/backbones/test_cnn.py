@@ -25,15 +25,21 @@ def count(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def test_conv4_has_the_weights_of_mamls_network_and_a_scale_per_channel() -> None:
-    """The paper's code: 112,005 with 5 outputs. Its batch norm has shifts only; ours adds 4 x 64 scales."""
-    assert count(cnn()) + count(nn.Linear(64, 5)) == 112_005 + 4 * 64
+def test_conv4_has_as_many_parameters_as_mamls_network() -> None:
+    """The paper's code: 112,005 with 5 outputs. It has biases and shifts; ours has scales and shifts."""
+    assert count(cnn()) + count(nn.Linear(64, 5)) == 112_005
 
 
 def test_conv4_pool32_has_the_parameters_of_the_mini_imagenet_network() -> None:
-    """32,901 for 5 ways and 3 x 84 x 84, known from PyTorch ports of MAML."""
+    """32,901 for 5 ways and 3 x 84 x 84, known from PyTorch ports of MAML, with 4 x 32 biases before batch norms."""
     trunk = cnn((3, 84, 84), channels=[32] * 4, stride=1, pool=2, flatten=True)
-    assert count(trunk) + count(nn.Linear(trunk.features, 5)) == 32_901
+    assert count(trunk) + count(nn.Linear(trunk.features, 5)) == 32_901 - 4 * 32
+
+
+@pytest.mark.parametrize(("norm", "biases"), [("batch", 0), ("group", 4), ("layer", 4), ("none", 4)])
+def test_only_what_a_batch_norm_follows_has_no_bias(norm: str, biases: int) -> None:
+    names = [name for name, _ in cnn(norm=norm).named_parameters()]
+    assert sum(name.endswith("conv.bias") for name in names) == biases
 
 
 def test_parameter_names_read_well() -> None:
