@@ -1,0 +1,74 @@
+"""ProtoNet: a class is the mean of its images' features, and a query belongs to the nearest.
+
+    c_n = mean of f(x) over the support rows x of class n      adapt
+    logit_n = −‖f(x) − c_n‖²                                   predict
+    ∇_θ  mean over tasks of L_query                            meta_grad
+
+f is the trunk; there is no output layer, so tasks to train on and to test on may have any number of ways each. Nothing
+is adapted by steps: one φ, whatever `test.adapt_steps` says. A class without a support row is chosen for no query.
+The paper trains with more ways than it tests with (`train.ways=60`). It normalises a test batch by the running
+statistics of training; here `norm_stats` says by which.
+
+Snell, Swersky, Zemel: Prototypical Networks for Few-shot Learning. NeurIPS 2017, arXiv 1703.05175.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from metarun.maths.inner import query_grad
+from metarun.maths.net import Net
+from metarun.types import Batch, Episode, Heads, Metrics, Outputs, ParallelMap, Params, UserError
+
+MEANS, ROWS = "prototypes.means", "prototypes.rows"  # φ's entries: [N, D], and [N] support rows behind each
+
+
+@dataclass(frozen=True)
+class ProtoNet:
+    net: Net
+
+    def init(self, generator: torch.Generator) -> Params:
+        _classes(self.net.heads)
+        return self.net.init(generator, head=False)
+
+    def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
+        name, ways = _classes(self.net.heads)
+        features = self.net.features(params, support.x)  # the support set's statistics are its batch's own
+        means, rows = prototypes(features, support.y[name], ways)
+        yield {**self.net.given(params, support), MEANS: means, ROWS: rows}
+
+    def predict(self, fast: Params, x: Tensor) -> Outputs:
+        logits = -squared_distances(self.net.features(fast, x), fast[MEANS])
+        # finite, so that the loss is a number even where no class has a row
+        return self.net.read(logits.masked_fill(fast[ROWS] == 0, torch.finfo(logits.dtype).min))
+
+    def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
+        return query_grad(self, params, episode, parallel, steps=0)
+
+
+def prototypes(features: Tensor, y: Tensor, ways: int) -> tuple[Tensor, Tensor]:
+    """Features [B, D] and classes [B] -> the mean of each class [N, D], zero where it has no row, and its rows [N]."""
+    member = (y == torch.arange(ways, device=y.device)[:, None]).to(features.dtype)  # [N, B]; -100 is of no class
+    rows = member.sum(1)
+    return member @ features / rows.clamp(min=1)[:, None], rows
+
+
+def squared_distances(x: Tensor, c: Tensor) -> Tensor:
+    """[B, D] and [N, D] -> ‖x − c‖² [B, N], by one product of matrices."""
+    return x.square().sum(1, keepdim=True) - 2 * x @ c.T + c.square().sum(1)
+
+
+def _classes(heads: Heads) -> tuple[str, int]:
+    """The name and the number of the classes to tell apart."""
+    name, head = next(iter(heads.items()))
+    if len(heads) > 1 or head.kind != "class":
+        found = " and ".join(f"{name} ({head.kind})" for name, head in heads.items())[:120]
+        raise UserError(
+            f"algo=protonet tells the classes of one head apart, and these tasks have {found}. "
+            "Take data of one class head, as data=omniglot, or another algorithm, as algo=maml."
+        )
+    return name, head.size
