@@ -30,9 +30,9 @@ from metarun.maths.inner import sgd
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
 from metarun.maths.norm import BatchNorm
-from metarun.types import STEP, Batch, Episode, Metrics, Outputs, ParallelMap, Params, learned, memory
+from metarun.types import STEP, Batch, Episode, Metrics, Outputs, ParallelMap, Params, UserError, learned, memory
 
-RATE, RUNNING = "rate.", "memory.running."
+RATE, RUNNING, PARTS = "rate.", "memory.running.", ("mean", "var")
 MOMENTUM = 0.1  # of running statistics
 
 
@@ -46,10 +46,17 @@ class MAMLPlusPlus:
     anneal_steps: int
 
     def init(self, generator: torch.Generator) -> Params:
+        if self.inner_steps < 1:
+            raise UserError("algo.inner_steps=0 leaves no step that MAML++ could learn the size of. Give 1 or more.")
         params, norms, rows = self.net.init(generator), self.net.norm_names, self.inner_steps + 1
         rates = {RATE + n: torch.full((rows - 1,), self.inner_lr) for n in learned(params) if n not in norms}
         by_step = {n: p.expand(rows, *p.shape).clone() for n, p in params.items() if n in norms}
-        return {**params, **by_step, **rates, **self._no_statistics(rows), STEP: torch.zeros(())}
+        layers = self.net.module.named_modules() if self.net.norm_stats == "support" else []
+        sizes = {name: len(m.weight) for name, m in layers if isinstance(m, BatchNorm)}
+        unknown = {
+            f"{RUNNING}{name}.{part}": torch.full((rows, n), math.nan) for name, n in sizes.items() for part in PARTS
+        }
+        return {**params, **by_step, **rates, **unknown, STEP: torch.zeros(())}
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
         adapted = [name for name in learned(params) if RATE + name in params]
@@ -90,14 +97,6 @@ class MAMLPlusPlus:
         """φ with the scales and shifts of a step."""
         row = min(step, self.inner_steps)
         return {**fast, **{name: fast[name][row] for name in self.net.norm_names if name in fast}}
-
-    def _no_statistics(self, rows: int) -> Params:
-        """Running statistics for so many steps before any are known."""
-        if self.net.norm_stats == "batch":
-            return {}
-        sizes = {name: len(m.weight) for name, m in self.net.module.named_modules() if isinstance(m, BatchNorm)}
-        names = {f"{RUNNING}{name}.{part}": size for name, size in sizes.items() for part in ("mean", "var")}
-        return {name: torch.full((rows, size), math.nan) for name, size in names.items()}
 
     def _given(self, fast: Params, support: Batch, step: int) -> Params:
         """φ with the statistics that its predictions are normalised by."""
