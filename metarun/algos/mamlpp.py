@@ -30,7 +30,7 @@ from metarun.maths.inner import sgd
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
 from metarun.maths.norm import BatchNorm
-from metarun.types import STEP, Batch, Episode, Metrics, Outputs, ParallelMap, Params, UserError, learned, memory
+from metarun.types import STEP, Batch, Count, Episode, Metrics, Natural, Outputs, ParallelMap, Params, learned, memory
 
 RATE, RUNNING, PARTS = "rate.", "memory.running.", ("mean", "var")
 MOMENTUM = 0.1  # of running statistics
@@ -40,14 +40,12 @@ MOMENTUM = 0.1  # of running statistics
 class MAMLPlusPlus:
     net: Net
     inner_lr: float
-    inner_steps: int
+    inner_steps: Count
     first_order: bool
     multi_step: bool
-    anneal_steps: int
+    anneal_steps: Natural
 
     def init(self, generator: torch.Generator) -> Params:
-        if self.inner_steps < 1:
-            raise UserError("algo.inner_steps=0 leaves no step that MAML++ could learn the size of. Give 1 or more.")
         params, norms, rows = self.net.init(generator), self.net.norm_names, self.inner_steps + 1
         rates = {RATE + n: torch.full((rows - 1,), self.inner_lr) for n in learned(params) if n not in norms}
         by_step = {n: p.expand(rows, *p.shape).clone() for n, p in params.items() if n in norms}

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from metarun.maths.inner import query_grad
 from metarun.maths.net import Net
-from metarun.types import Batch, Episode, Heads, Metrics, Outputs, ParallelMap, Params, UserError
+from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params
 
 MEANS, ROWS = "prototypes.means", "prototypes.rows"  # φ's entries: [N, D], and [N] support rows behind each
 
@@ -32,11 +32,11 @@ class ProtoNet:
     net: Net
 
     def init(self, generator: torch.Generator) -> Params:
-        _classes(self.net.heads)
+        self.net.classes()
         return self.net.init(generator, head=False)
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
-        name, ways = _classes(self.net.heads)
+        name, ways = self.net.classes()
         features = self.net.features(params, support.x)  # the support set's statistics are its batch's own
         means, rows = prototypes(features, support.y[name], ways)
         yield {**self.net.given(params, support), MEANS: means, ROWS: rows}
@@ -60,15 +60,3 @@ def prototypes(features: Tensor, y: Tensor, ways: int) -> tuple[Tensor, Tensor]:
 def squared_distances(x: Tensor, c: Tensor) -> Tensor:
     """[B, D] and [N, D] -> ‖x − c‖² [B, N], by one product of matrices."""
     return x.square().sum(1, keepdim=True) - 2 * x @ c.T + c.square().sum(1)
-
-
-def _classes(heads: Heads) -> tuple[str, int]:
-    """The name and the number of the classes to tell apart."""
-    name, head = next(iter(heads.items()))
-    if len(heads) > 1 or head.kind != "class":
-        found = " and ".join(f"{name} ({head.kind})" for name, head in heads.items())[:120]
-        raise UserError(
-            f"algo=protonet tells the classes of one head apart, and these tasks have {found}. "
-            "Take data of one class head, as data=omniglot, or another algorithm, as algo=maml."
-        )
-    return name, head.size

@@ -25,7 +25,7 @@ from torch import Tensor
 from metarun.maths import new_head
 from metarun.maths.inner import query_grad
 from metarun.maths.net import Net
-from metarun.types import Batch, Episode, Heads, Metrics, Outputs, ParallelMap, Params, UserError
+from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params, UserError
 
 RIDGE, SCALE = "log_ridge", "log_scale"
 
@@ -37,12 +37,12 @@ class R2D2:
     scale: float
 
     def init(self, generator: torch.Generator) -> Params:
-        _classes(self.net.heads)
+        self.net.classes()
         start = {RIDGE: _logarithm("ridge", self.ridge), SCALE: _logarithm("scale", self.scale)}
         return {**self.net.init(generator, head=False), **start}
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
-        name, ways = _classes(self.net.heads)
+        name, ways = self.net.classes()
         features = self.net.features(params, support.x)  # the support set's statistics are its batch's own
         y = support.y[name]
         known = (y >= 0).to(features.dtype)[:, None]
@@ -77,15 +77,3 @@ def _logarithm(key: str, value: float) -> Tensor:
     if value <= 0:
         raise UserError(f"algo.{key}={value} is learned by its logarithm. Give a number above 0.")
     return torch.tensor(float(value)).log()
-
-
-def _classes(heads: Heads) -> tuple[str, int]:
-    """The name and the number of the classes to tell apart."""
-    name, head = next(iter(heads.items()))
-    if len(heads) > 1 or head.kind != "class":
-        found = " and ".join(f"{name} ({head.kind})" for name, head in heads.items())[:120]
-        raise UserError(
-            f"algo=r2d2 tells the classes of one head apart, and these tasks have {found}. "
-            "Take data of one class head, as data=omniglot, or another algorithm, as algo=maml."
-        )
-    return name, head.size

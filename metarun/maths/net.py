@@ -86,6 +86,17 @@ class Net:
         """D: how many features the trunk gives."""
         return int(self.module.trunk.features)  # type: ignore[arg-type]
 
+    def classes(self) -> tuple[str, int]:
+        """The name and the number of the classes to tell apart; tasks of another kind are refused."""
+        name, head = next(iter(self.heads.items()))
+        if len(self.heads) > 1 or head.kind != "class":
+            found = " and ".join(f"{name} ({head.kind})" for name, head in self.heads.items())[:120]
+            raise UserError(
+                f"this algorithm tells the classes of one head apart, and these tasks have {found}. "
+                "Take data of one class head, as data=omniglot, or another algorithm, as algo=maml."
+            )
+        return name, head.size
+
     @property
     def fits(self) -> bool:
         """Whether the output layer of θ is that of the tasks at hand."""
