@@ -210,7 +210,8 @@ class Balance(Protocol):
 class Optimizer(Protocol):
     """What the loop asks of an outer optimiser; every optimiser of torch is one."""
 
-    param_groups: list[dict[str, Any]]
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
 
     def step(self, closure: Callable[[], Tensor]) -> Any:
         """Moves the parameters. `closure` computes their gradient anew and returns the loss; call it at least once."""
