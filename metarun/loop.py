@@ -188,18 +188,17 @@ class Loop:
 
     def _step(self, state: State, samples: Iterator[tuple[Any, int]], window: Window) -> None:
         """One meta-step. Its randomness is a function of seed and step alone, so resuming needs no generator state."""
-        own = _seed(self.plan.seed, state.step) + self.team.rank
-        seed_draws(self.device, own)  # dropout draws from the device's own generator
         sample, total = next(samples)
         self._tell(state)
         if state.parallel is None:
             chosen = self.team.broadcast(partial(self.choose, state, sample))
             state.parallel = replace(chosen, team=self.team)
-            seed_draws(self.device, own)
+        own = _seed(self.plan.seed, state.step) + self.team.rank
         found: list[tuple[Params, Metrics]] = []
 
         def closure() -> Tensor:
             assert state.parallel is not None
+            seed_draws(self.device, own)  # dropout draws from the device's own generator: each time the same
             work = partial(self.algo(state.step).meta_grad, state.params, sample)
             with torch.enable_grad():  # an optimiser may call this under no_grad
                 (slope, metrics), state.parallel = within_memory(work, state.parallel, self.tracker.say)

@@ -235,16 +235,18 @@ class Balance(Protocol):
         ...
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:
-        """Takes losses [H]; what it needs beside them: nothing, the Gram matrix of the slopes [H, H], or the slopes
-        [H, P]; and θ, in which its entries are. Returns weights, [H] or [H, P], that sum to 1 where all slopes
-        agree, and the next values or slopes of its own entries."""
+        """Takes losses [H], NaN for an objective that no row of this step is about, whose slope is then zero; what it
+        needs beside them: nothing, the Gram matrix of the slopes [H, H], or the slopes [H, P]; and θ, in which its
+        entries are. Returns weights, [H] or [H, P], and the next values or slopes of its own entries. The weights of
+        the objectives that are there sum to 1 where all their slopes agree; what the others get is not used."""
         ...
 
 
 class Optimizer(Protocol):
     """What the loop asks of an outer optimiser; every optimiser of torch is one."""
 
-    param_groups: list[dict[str, Any]]
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
 
     def step(self, closure: Callable[[], Tensor]) -> Any:
         """Moves the parameters. `closure` computes their gradient anew and returns the loss; call it at least once."""

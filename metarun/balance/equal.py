@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
 from metarun.types import Params
@@ -22,4 +21,5 @@ class Equal:
         return {}
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:
-        return torch.full_like(losses, 1 / len(losses)), {}
+        there = (~losses.isnan()).to(losses.dtype)
+        return there / there.sum(), {}

@@ -40,18 +40,20 @@ class FAMO:
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:
         above = (losses - self.floor).clamp(min=EPS)
         logs, before = above.log(), kept[LOGS]
-        fallen = torch.where(before.isnan(), 0.0, before - logs)
-        entries = {**self._moved(kept, fallen), LOGS: logs}
-        parts = entries[LOGITS].softmax(0) / above
+        entries = {**self._moved(kept, before - logs), LOGS: torch.where(logs.isnan(), before, logs)}
+        parts = torch.where(logs.isnan(), 0.0, entries[LOGITS].softmax(0) / above)
         return parts / parts.sum(), entries
 
     def _moved(self, kept: Params, fallen: Tensor) -> Params:
-        """Adam's step on the logits: a loss that fell faster than the others, weighed by z, gets less weight."""
-        z = kept[LOGITS].softmax(0)
-        slope = z * (fallen - (z * fallen).sum()) + self.decay * kept[LOGITS]
+        """Adam's step on the logits: a loss that fell faster than the others, weighed by z, gets less weight. One that
+        has not been seen twice (NaN) is none of the others."""
+        known, z = ~fallen.isnan(), kept[LOGITS].softmax(0)
+        z, fallen = z * known, torch.where(known, fallen, 0.0)
+        usual = (z * fallen).sum() / z.sum().clamp(min=EPS)
+        slope = z * (fallen - usual) + self.decay * kept[LOGITS]
         first = BETAS[0] * kept[FIRST] + (1 - BETAS[0]) * slope
         second = BETAS[1] * kept[SECOND] + (1 - BETAS[1]) * slope.square()
-        steps = kept[STEPS] + 1
-        unbiased = (second / (1 - BETAS[1] ** steps)).sqrt() + EPS
-        moved = kept[LOGITS] - self.rate * first / (1 - BETAS[0] ** steps) / unbiased
+        steps = kept[STEPS] + known.any()  # none for the first losses, which fell from nowhere
+        bias = [1 - beta ** steps.clamp(min=1) for beta in BETAS]
+        moved = kept[LOGITS] - self.rate * first / bias[0] / ((second / bias[1]).sqrt() + EPS)
         return {LOGITS: moved, FIRST: first, SECOND: second, STEPS: steps}

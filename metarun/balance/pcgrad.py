@@ -37,4 +37,5 @@ class PCGrad:
             along = (coefficients * gram[others]).sum(1)  # ⟨g_h, g_k⟩
             shift = along.clamp(max=0) / squares[others] * (others != rows)
             coefficients = coefficients.scatter_add(1, others[:, None], -shift[:, None])
-        return coefficients.mean(0), {}
+        there = ~losses.isnan()
+        return (coefficients * there[:, None]).sum(0) / there.sum(), {}

@@ -194,7 +194,7 @@ def test_every_episode_is_dealt_in_order_and_all_ranks_have_as_many(size: int, t
 
 def test_alone_nothing_is_exchanged_or_changed() -> None:
     tree = ({"w": torch.rand(3)}, {"loss": torch.rand(())})
-    assert ALONE.mean(tree, 1.0) is tree and ALONE.share(5) == slice(0, 5)
+    assert ALONE.mean(tree, 1) is tree is ALONE.total(tree) and ALONE.share(5) == slice(0, 5)
     assert ALONE.agreed(1.5, None) == (1.5, None) and ALONE.agreed(2.5, 15) == (2.5, 15)
     assert ALONE.gather(tree[0]["w"], 3) is tree[0]["w"] and ALONE.broadcast(lambda: 7) == 7
 

@@ -87,24 +87,6 @@ def test_vmap_equals_the_loop_and_the_chunk_changes_nothing(
         )
 
 
-@pytest.mark.parametrize("parallel", MAPPINGS, ids=str)
-def test_stack_mean_and_mean_grad_are_what_their_names_say(parallel: Parallel) -> None:
-    """For ½ Σ (a − w)²: values one by one, their mean, and the gradient w − mean a."""
-    tasks = {"a": torch.arange(12.0).view(6, 2)}
-    params = {"w": torch.tensor([1.0, 2.0])}
-
-    def loss(params: Params, task: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
-        value = 0.5 * ((task["a"] - params["w"]) ** 2).sum()
-        return value, {"value": value.detach()}
-
-    values = 0.5 * ((tasks["a"] - params["w"]) ** 2).sum(1)
-    assert torch.allclose(parallel.stack(loss, params, tasks)[0], values)
-    assert torch.allclose(parallel.mean(loss, params, tasks)[0], values.mean())
-    slope, metrics = parallel.mean_grad(loss, params, tasks)
-    assert torch.allclose(slope["w"], params["w"] - tasks["a"].mean(0))
-    assert torch.allclose(metrics["value"], values.mean())
-
-
 def test_meta_gradients_and_adapting_change_no_input(algo_name: str, case: Callable[..., Any]) -> None:
     for keys in ({}, {"test_adapt": "all"}) if algo_name in ("mtl", "transfer") else ({},):
         found = case(algo_name, **keys)
@@ -171,23 +153,3 @@ def test_the_accuracy_of_two_classes_beside_a_value_is_the_mean_of_the_two() -> 
 
 def test_the_last_of_a_trajectory() -> None:
     assert last(iter([{"w": THETA}, {"w": H}]))["w"] is H
-
-
-def test_a_batch_is_cut_into_chunks_that_cover_it(episode: Callable[..., Any]) -> None:
-    seen: list[int] = []
-
-    def count(params: Params, task: Batch) -> Tensor:
-        return task.x.sum()
-
-    class Counting(Parallel):
-        def stack(self, fn: Callable[..., Any], params: Params, tasks: Any) -> Any:
-            seen.append(len(tasks.x))
-            return super().stack(fn, params, tasks)
-
-    total = Counting("vmap", 3).mean(count, {}, episode(tasks=7).support)
-    assert seen == [3, 3, 1]
-    assert torch.allclose(total, episode(tasks=7).support.x.sum() / 7)
-
-
-def test_a_mapping_names_itself() -> None:
-    assert str(Parallel("loop", 1)) == "loop" and str(Parallel("vmap", 32)) == "vmap chunk 32"

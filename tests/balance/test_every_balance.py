@@ -1,0 +1,141 @@
+"""What holds of every balance in conf/balance."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from metarun.cli.app import CONF
+from torch import Tensor
+from torch.fx.experimental.proxy_tensor import make_fx
+
+from metarun.construct import construct
+from metarun.types import LOTS, MEMORY, NOW, Balance, Params
+
+TASKS, SIZE = 4, 6
+
+
+@pytest.fixture(params=sorted(path.stem for path in (CONF / "balance").glob("*.yaml")))
+def balance(request: pytest.FixtureRequest) -> Balance:
+    return construct(yaml.safe_load((CONF / "balance" / f"{request.param}.yaml").read_text()), "balance")
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def told(balance: Balance, tasks: int, seed: int = 0) -> Params:
+    """What it keeps, with the lots of a step."""
+    kept = balance.init(tasks)
+    if LOTS in kept:
+        kept[LOTS] = torch.rand(kept[LOTS].shape, generator=torch.Generator().manual_seed(seed))
+    return kept
+
+
+def asked(balance: Balance, losses: Tensor, slopes: Tensor, kept: Params) -> Any:
+    return balance(losses, {"losses": None, "gram": slopes @ slopes.T, "slopes": slopes}[balance.needs], kept)
+
+
+def double(tree: Params) -> Params:
+    return {name: p.double() for name, p in tree.items()}
+
+
+def course(balance: Balance, steps: int, tasks: int = TASKS) -> list[Tensor]:
+    """The weights of some steps of random losses and slopes."""
+    kept, found = told(balance, tasks), []
+    for step in range(steps):
+        weights, entries = asked(balance, drawn(tasks, seed=step).exp(), drawn(tasks, SIZE, seed=step), kept)
+        kept = {**told(balance, tasks, step + 1), **{n: p for n, p in kept.items() if n != LOTS}, **entries}
+        found.append(weights)
+    return found
+
+
+def test_weights_are_finite_from_the_first_step_on(balance: Balance) -> None:
+    for tasks in (1, TASKS):
+        for weights in course(balance, 5, tasks):
+            assert weights.shape in ((tasks,), (tasks, SIZE)) and weights.isfinite().all() and weights.any()
+
+
+def test_weights_are_finite_where_slopes_or_losses_vanish(balance: Balance) -> None:
+    losses, slopes = drawn(TASKS).exp(), drawn(TASKS, SIZE)
+    losses[1], slopes[1] = 0, 0
+    for some in (slopes, torch.zeros(TASKS, SIZE)):
+        weights, entries = asked(balance, losses, some, told(balance, TASKS))
+        assert weights.isfinite().all()
+        assert asked(balance, losses, some, {**told(balance, TASKS), **entries})[0].isfinite().all()
+
+
+def test_the_weights_of_objectives_that_are_all_the_same_sum_to_one(balance: Balance) -> None:
+    slopes = drawn(1, SIZE).expand(TASKS, SIZE)
+    weights, _ = asked(balance, torch.full((TASKS,), 2.0), slopes, told(balance, TASKS))
+    assert torch.allclose(weights.sum(0), torch.ones(()), atol=1e-6)
+
+
+def test_an_objective_that_is_absent_changes_nothing_for_the_others(balance: Balance) -> None:
+    """NaN as its loss and zero as its slope; told in the order that the others have without it."""
+    losses, slopes = drawn(TASKS).exp(), drawn(TASKS, SIZE)
+    kept = told(balance, TASKS)
+    there = [0, 2, 3]
+    fewer = {
+        name: p[there][:, there] if p.shape == (TASKS, TASKS) else p[there] if p.shape == (TASKS,) else p
+        for name, p in kept.items()
+    }
+    expected, _ = asked(balance, losses[there], slopes[there], fewer)
+    losses[1], slopes[1] = math.nan, 0
+    weights, entries = asked(balance, losses, slopes, kept)
+    assert torch.allclose(weights[there], expected, atol=1e-6)
+    again, _ = asked(balance, drawn(TASKS, seed=1).exp(), drawn(TASKS, SIZE, seed=1), {**kept, **entries})
+    assert again.isfinite().all()
+
+
+def test_what_it_keeps_has_names_of_its_own_and_stays_of_one_shape(balance: Balance) -> None:
+    kept = told(balance, TASKS)
+    before = {name: p.clone() for name, p in kept.items()}
+    _, entries = asked(balance, drawn(TASKS).exp(), drawn(TASKS, SIZE), kept)
+    assert all(p.equal(kept[name]) or p.isnan().any() for name, p in before.items())  # no input is changed
+    assert all(name.startswith((MEMORY, NOW)) or name in entries for name in kept)
+    assert entries.keys() <= kept.keys() and not any(name.startswith(NOW) for name in entries)
+    assert all(p.shape == kept[name].shape and p.dtype == kept[name].dtype for name, p in entries.items())
+
+
+def test_in_double_precision_it_is_the_same(balance: Balance) -> None:
+    losses, slopes, kept = drawn(TASKS).exp(), drawn(TASKS, SIZE), told(balance, TASKS)
+    single, _ = asked(balance, losses, slopes, kept)
+    weights, entries = asked(balance, losses.double(), slopes.double(), double(kept))
+    assert weights.dtype == torch.float64 and torch.allclose(weights, single.double(), atol=1e-5)
+    assert all(p.dtype == torch.float64 for p in entries.values())
+
+
+def test_mapped_over_several_problems_it_is_what_it_is_on_each(balance: Balance) -> None:
+    losses, slopes = drawn(3, TASKS).exp(), drawn(3, TASKS, SIZE)
+    kept = {n: torch.stack([told(balance, TASKS, seed)[n] for seed in range(3)]) for n in told(balance, TASKS)}
+    together, _ = torch.vmap(lambda *parts: asked(balance, *parts))(losses, slopes, kept)
+    for i in range(3):
+        alone, _ = asked(balance, losses[i], slopes[i], {name: p[i] for name, p in kept.items()})
+        assert torch.allclose(together[i], alone, atol=1e-5)
+
+
+def test_traced_it_computes_the_same_from_other_numbers(balance: Balance) -> None:
+    """Of a value that tracing had frozen into the program the second call would know nothing."""
+    kept = told(balance, TASKS)
+    program = make_fx(lambda *parts: asked(balance, *parts))(drawn(TASKS).exp(), drawn(TASKS, SIZE), kept)
+    _, entries = asked(balance, drawn(TASKS).exp(), drawn(TASKS, SIZE), kept)
+    later = drawn(TASKS, seed=1).exp(), drawn(TASKS, SIZE, seed=1), {**kept, **entries, **_other_lots(kept)}
+    found, expected = program(*later), asked(balance, *later)
+    assert torch.allclose(found[0], expected[0])
+    assert all(torch.allclose(found[1][name], p, equal_nan=True) for name, p in expected[1].items())
+
+
+def _other_lots(kept: Params) -> Params:
+    return {LOTS: kept[LOTS].flip(1)} if LOTS in kept else {}
+
+
+def test_it_runs_on_the_meta_device(balance: Balance) -> None:
+    """Where a tensor left on the CPU, and a fetch from the device, are errors."""
+    kept = {name: p.to("meta") for name, p in told(balance, TASKS).items()}
+    losses, slopes = torch.empty(TASKS, device="meta"), torch.empty(TASKS, SIZE, device="meta")
+    weights, entries = asked(balance, losses, slopes, kept)
+    assert weights.is_meta and all(p.is_meta for p in entries.values())
