@@ -112,8 +112,9 @@ def predicted(algo: Algorithm, trajectory: Iterable[tuple[int, Params]], x: Tens
 
 
 def _mostly_shared(one: Params, other: Params) -> bool:
+    """Whether little has moved from one φ to the other."""
     moved = sum(p.numel() for name, p in other.items() if one[name] is not p)
-    return 2 * moved < sum(p.numel() for p in other.values())
+    return 10 * moved < sum(p.numel() for p in other.values())
 
 
 def _together(algo: Algorithm, group: list[tuple[int, Params]], x: Tensor) -> Iterator[tuple[int, Outputs]]:

@@ -15,7 +15,7 @@ from metarun.engine.compile import Compiled
 from metarun.engine.mapping import Parallel
 from metarun.maths.inner import last
 from metarun.maths.net import Net
-from metarun.types import STEP, Batch, Episode, Params, UserError, learned, memory
+from metarun.types import STEP, Batch, Episode, Params, learned, memory
 
 ALPHA, STEPS, ANNEAL = 0.1, 3, 100
 VMAP = Parallel("vmap", 2)
@@ -110,11 +110,6 @@ def test_without_annealing_the_last_loss_counts_alone_from_step_one(linear_net: 
     algo = learner(linear_net, anneal_steps=0)
     assert algo.weights(torch.tensor(0.0), 2).tolist() == [0.5, 0.5]
     assert algo.weights(torch.tensor(1.0), 2).tolist() == [0, 1]
-
-
-def test_no_inner_step_is_refused_in_one_line(linear_net: Net) -> None:
-    with pytest.raises(UserError, match=r"algo.inner_steps=0 .* Give 1 or more"):
-        learner(linear_net, inner_steps=0).init(torch.Generator())
 
 
 def test_a_compiled_step_is_not_frozen_to_one_number_of_a_step(

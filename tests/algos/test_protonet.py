@@ -138,5 +138,5 @@ def test_the_meta_gradient_is_that_of_a_naive_loop(
     "heads", [{"angle": Head("value", 1)}, {"a": Head("class", 2), "b": Head("class", 2)}], ids=["value", "two"]
 )
 def test_other_tasks_than_those_of_one_class_head_are_refused(linear_net: Net, heads: dict[str, Head]) -> None:
-    with pytest.raises(UserError, match=r"algo=protonet .* data=omniglot"):
+    with pytest.raises(UserError, match=r"one head apart.* data=omniglot"):
         ProtoNet(Net.build(linear_net.make_trunk, heads, "batch")).init(torch.Generator())

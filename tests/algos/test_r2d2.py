@@ -169,5 +169,5 @@ def test_the_meta_gradient_is_that_of_a_naive_loop_by_an_inverse(
     "heads", [{"angle": Head("value", 1)}, {"a": Head("class", 2), "b": Head("class", 2)}], ids=["value", "two"]
 )
 def test_other_tasks_than_those_of_one_class_head_are_refused(linear_net: Net, heads: dict[str, Head]) -> None:
-    with pytest.raises(UserError, match=r"algo=r2d2 .* data=omniglot"):
+    with pytest.raises(UserError, match=r"one head apart.* data=omniglot"):
         R2D2(Net.build(linear_net.make_trunk, heads, "batch"), ridge=1.0, scale=1.0).init(torch.Generator())

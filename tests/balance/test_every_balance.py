@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 import yaml
-from metarun.cli.app import CONF
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from metarun.cli import CONF
 from metarun.construct import construct
 from metarun.types import LOTS, MEMORY, NOW, Balance, Params
 

@@ -15,10 +15,10 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import pytest
 import torch
 import yaml
-from metarun.cli.app import CONF
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
+from metarun.cli import CONF
 from metarun.construct import target_of
 from metarun.engine.mapping import Parallel
 from metarun.loop import Loop, Plan, State, Window

@@ -169,7 +169,6 @@ def test_two_ranks_come_to_the_parameters_memory_and_losses_of_one(name: str, fo
     assert difference(name, folder) < 1e-5
 
 
-@pytest.mark.xfail(reason="a data set's draw of rows is still one task of so many images, which ranks cannot share")
 def test_two_ranks_share_the_rows_of_a_data_set(folder: Path) -> None:
     assert difference("data transfer", folder) < 1e-5
 

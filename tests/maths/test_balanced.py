@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 import torch
-from metarun.cli.app import CONF
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
+from metarun.cli import CONF
 from metarun.engine.mapping import Parallel
 from metarun.maths.balanced import balanced
 from metarun.maths.losses import by_head
