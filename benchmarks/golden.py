@@ -99,14 +99,24 @@ def compare(before: dict[str, Any], after: dict[str, Any]) -> None:
 def _difference(old: dict[str, Any], new: dict[str, Any]) -> str:
     if "error" in old or "error" in new:
         return f"{old.get('error', 'ran')} | {new.get('error', 'ran')}"
-    if digest(old["params"]) == digest(new["params"]) and old["test"] == new["test"]:
+    scores = _apart(json.loads(old["test"]), json.loads(new["test"]))
+    gone = sorted(old["params"].keys() ^ new["params"].keys())
+    apart = {n: float((p - new["params"][n]).abs().max()) for n, p in old["params"].items() if n not in gone}
+    if not gone and not scores and not any(apart.values()):
         return "the same to the bit"
-    shared = old["params"].keys() & new["params"].keys()
-    words = [f"scores {'the same' if old['test'] == new['test'] else 'differ'}"]
-    if gone := sorted(old["params"].keys() ^ new["params"].keys()):
-        words.append(f"only in one: {', '.join(gone)}")
-    far = max(float((old["params"][n] - new["params"][n]).abs().max()) for n in shared)
-    return f"parameters differ by up to {far:.1e}; " + "; ".join(words)
+    worst = max(apart, key=apart.__getitem__)
+    rest = max(far for name, far in apart.items() if name.rpartition(".")[2] != worst.rpartition(".")[2])
+    words = f"parameters differ by up to {apart[worst]:.1e} in {worst}, {rest:.1e} beside such; scores by {scores:.1e}"
+    return words + (f"; only in one: {', '.join(gone)}" if gone else "")
+
+
+def _apart(old: Any, new: Any) -> float:
+    """The largest difference of numbers that both results have."""
+    if isinstance(old, dict):
+        return max((_apart(value, new[key]) for key, value in old.items() if key in new), default=0.0)
+    if isinstance(old, list):
+        return max(map(_apart, old, new), default=0.0)
+    return abs(old - new)
 
 
 if __name__ == "__main__":
