@@ -74,7 +74,7 @@ def trunk(backbone: Mapping[str, Any], shape: Sequence[int]) -> nn.Sequential:
         layers = [Residual(a, b) for a, b in wiring]
     else:
         for a, b in wiring:
-            layers += [nn.Conv2d(a, b, 3, backbone["stride"], padding=1), norm(b), nn.ReLU()]
+            layers += [nn.Conv2d(a, b, 3, backbone["stride"], padding=1, bias=False), norm(b), nn.ReLU()]
             if backbone["pool"] > 1:
                 layers.append(nn.MaxPool2d(backbone["pool"]))
     whole = kind == "CNN" and backbone["flatten"]

@@ -125,7 +125,7 @@ def _plain_logits(params: Params, x: Tensor, source: Tensor) -> Tensor:
     """The network of `_net` written out: batch norm by the statistics of `source` in every layer."""
     for block in range(2):
         name = f"trunk.blocks.{block}"
-        weight, bias = params[f"{name}.conv.weight"], params[f"{name}.conv.bias"]
+        weight, bias = params[f"{name}.conv.weight"], params.get(f"{name}.conv.bias")
         x, source = (F.conv2d(t, weight, bias, stride=2, padding=1) for t in (x, source))
         if f"{name}.norm.weight" in params:
             mean = source.mean((0, 2, 3), keepdim=True)

@@ -64,7 +64,8 @@ class CNN(nn.Module):
 
 
 def _block(inputs: int, outputs: int, stride: int, pool: int, norm: str) -> nn.Sequential:
-    layers = OrderedDict[str, nn.Module](conv=nn.Conv2d(inputs, outputs, 3, stride, padding=1))
+    conv = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=norm != "batch")  # batch norm takes a bias away again
+    layers = OrderedDict[str, nn.Module](conv=conv)
     layers |= {"norm": norm_layer(norm, outputs), "relu": nn.ReLU()}
     if pool > 1:
         layers["pool"] = nn.MaxPool2d(pool)

@@ -29,5 +29,6 @@ class MLP(nn.Module):
 
 
 def _layer(inputs: int, outputs: int, norm: str) -> nn.Sequential:
-    parts = {"linear": nn.Linear(inputs, outputs), "norm": norm_layer(norm, outputs), "relu": nn.ReLU()}
+    linear = nn.Linear(inputs, outputs, bias=norm != "batch")  # batch norm takes a bias away again
+    parts = {"linear": linear, "norm": norm_layer(norm, outputs), "relu": nn.ReLU()}
     return nn.Sequential(OrderedDict(parts))

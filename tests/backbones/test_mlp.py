@@ -21,7 +21,7 @@ def test_the_sinusoid_network_has_1761_parameters() -> None:
 
 def test_the_omniglot_network_is_784_256_128_64_64() -> None:
     widths = [784, 256, 128, 64, 64]
-    weights = sum(a * b + b for a, b in pairwise(widths))
+    weights = sum(a * b for a, b in pairwise(widths))
     assert count(MLP((1, 28, 28), widths[1:], "batch")) == weights + 2 * sum(widths[1:])
 
 
@@ -39,8 +39,12 @@ def test_without_hidden_layers_it_is_the_flattened_input() -> None:
 
 
 def test_parameter_names_read_well() -> None:
-    names = dict(MLP((1,), [8], "batch").named_parameters())
+    names = dict(MLP((1,), [8], "layer").named_parameters())
     assert set(names) == {f"layers.0.{part}" for part in ("linear.weight", "linear.bias", "norm.weight", "norm.bias")}
+
+
+def test_what_batch_norm_takes_away_again_is_no_parameter() -> None:
+    assert "layers.0.linear.bias" not in dict(MLP((1,), [8], "batch").named_parameters())
 
 
 @pytest.mark.parametrize(("kind", "independent"), [("group", True), ("layer", True), ("batch", False)])
