@@ -1,7 +1,7 @@
 """Reptile: move the initialisation towards what each task's training arrives at.
 
     φ₀ = θ,  φₖ₊₁ = inner optimiser's step on the k-th mini-batch of the support set      adapt
-    gradient for the outer optimiser: mean over tasks of θ − φ_K                           meta_grad
+    gradient for the outer optimiser: θ − mean over tasks of φ_K                           meta_grad
 
 K is `inner_steps`; the outer step ε is `optim.lr` (SGD, from 1 to 0 in the paper). No second derivatives.
 `inner_optim: adam` is Adam with β₁ = 0. Here its second moment starts anew in each task; the paper's code keeps it
@@ -59,10 +59,11 @@ class Reptile:
         return self.net(fast, x)
 
     def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
-        def move(params: Params, task: Episode) -> tuple[Params, Metrics]:
+        def arrive(params: Params, task: Episode) -> tuple[Params, Metrics]:
             fast = last(self.adapt(params, task.support, self.inner_steps))
             _, metrics = judge(self.net.heads, self.predict(fast, task.query.x), task.query.y)
-            return {name: params[name] - fast[name] for name in learned(params)}, metrics
+            return {name: fast[name] for name in learned(params)}, metrics
 
         with torch.no_grad():
-            return parallel.mean(move, params, episode)
+            mean, metrics = parallel.mean(arrive, params, episode)
+            return {name: params[name] - fast for name, fast in mean.items()}, metrics

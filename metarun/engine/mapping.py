@@ -31,8 +31,9 @@ class Parallel:
         return "loop" if self.mode == "loop" else f"vmap chunk {self.chunk}"
 
     def _pieces(self, tasks: Any) -> Iterator[Any]:
-        for start in range(0, len(tree_leaves(tasks)[0]), self.chunk):
-            yield tree_map(lambda t, a=start: t[a : a + self.chunk], tasks)
+        size = 1 if self.mode == "loop" else self.chunk
+        for start in range(0, len(tree_leaves(tasks)[0]), size):
+            yield tree_map(lambda t, a=start: t[a : a + size], tasks)
 
     def stack(self, fn: Callable[..., Any], params: Params, tasks: Any) -> Any:
         """fn(params, task) for each of this rank's tasks, results stacked: [T, ...]."""
@@ -44,6 +45,12 @@ class Parallel:
         parts = [mapped(params, piece) for piece in self._pieces(tasks)]
         return parts[0] if len(parts) == 1 else tree_map(lambda *leaves: torch.cat(leaves), *parts)
 
+    def _sum(self, fn: Callable[..., Any], params: Params, piece: Any) -> Any:
+        """The sum of fn(params, task) over the tasks of a piece; a loop's pieces have one, which nothing need copy."""
+        if self.mode == "loop":
+            return fn(params, tree_map(lambda t: t[0], piece))
+        return tree_map(lambda t: t.sum(0), self.stack(fn, params, piece))
+
     def total(self, tree: Any) -> Any:
         """The sum over ranks of each tensor."""
         return self.team.total(tree)
@@ -53,7 +60,7 @@ class Parallel:
         count = len(tree_leaves(tasks)[0])
         sums = None
         for piece in self._pieces(tasks):
-            part = tree_map(lambda t: t.sum(0), self.stack(fn, params, piece))
+            part = self._sum(fn, params, piece)
             sums = part if sums is None else tree_map(torch.add, sums, part)
         return self.team.mean(tree_map(lambda t: t / count, sums), _rows(tasks))
 

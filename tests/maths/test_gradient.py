@@ -88,3 +88,22 @@ def test_what_the_loss_does_not_see_has_slope_zero(params: Params, x: Tensor) ->
 
     slope = torch.vmap(one)(params["own"], drawn(TASKS, 2, seed=4), x)
     assert slope["unseen"].equal(torch.zeros(TASKS, 2, dtype=torch.float64)) and slope["own"].abs().max() > 0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("differentiated", [False, True])
+def test_images_are_laid_out_channels_last_unless_the_slope_is_itself_differentiated(
+    channels: int, differentiated: bool
+) -> None:
+    images = torch.randn(2, channels, 4, 5, dtype=torch.float64)
+    seen: list[Tensor] = []
+
+    def loss(params: Params, x: Tensor) -> Tensor:
+        seen.append(x)
+        return (params["w"] * x).sum()
+
+    with torch.set_grad_enabled(differentiated):
+        found = gradient(loss, {"w": torch.ones((), dtype=torch.float64)}, ["w"], images)
+    torch.testing.assert_close(found["w"], images.sum())
+    assert seen[0].equal(images)
+    assert (seen[0].stride(1) == 1) is not differentiated
