@@ -21,7 +21,7 @@ from metarun.types import Algorithm, Draw, Episode, Metrics, Outputs, Params, Sa
 log = logging.getLogger("metarun")
 
 Summary = dict[str, float | int]  # mean, ci95, tasks
-PIECE = 120  # tasks whose episodes are on the device at a time
+AT_ONCE = 120  # tasks whose episodes are on the device at a time
 
 
 def milestones(steps: int) -> list[int]:
@@ -76,7 +76,7 @@ def evaluate(
     team, total = parallel.team, len(next(iter(exam.draw.values())))
     parts = []
     with torch.no_grad():
-        for chosen in team.deal(total).split(PIECE):
+        for chosen in team.deal(total).split(AT_ONCE):
             piece = exam.sampler.gather({name: t[chosen] for name, t in exam.draw.items()})
             work = partial(Parallel.stack, fn=scores, params=params, tasks=piece)
             done, parallel = within_memory(work, parallel, log.warning)

@@ -38,11 +38,19 @@ SCALARS = ("step", "validated", "stale", "best", "seconds", "tasks_per_s")  # of
 
 
 class Tracker(Protocol):
-    def step(self, step: int) -> None: ...
+    """Who is told what happens in training."""
 
-    def log(self, step: int, values: dict[str, float]) -> None: ...
+    def step(self, step: int) -> None:
+        """Takes the number of meta-steps done, after each: it has to be quick."""
+        ...
 
-    def say(self, text: str) -> None: ...
+    def log(self, step: int, values: dict[str, float]) -> None:
+        """Takes what was measured up to a step, by name: `train/loss`, `val/accuracy`."""
+        ...
+
+    def say(self, text: str) -> None:
+        """Takes a line for the person who watches."""
+        ...
 
 
 @dataclass(frozen=True)

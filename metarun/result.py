@@ -118,12 +118,14 @@ def _nested(scores: Mapping[str, Summary]) -> dict[str, Any]:
 def header(job: Job, parts: Parts, record: dict[str, Any]) -> dict[str, str]:
     """The facts a person wants to see before training starts."""
     protocol, ranks = record["protocol"], job.team.size
-    task = f"{protocol['ways']}-way {protocol['shots']}-shot" if protocol["ways"] > 1 else f"{protocol['shots']}-shot"
+    ways = [f"{protocol['ways']}-way"] if protocol["ways"] > 1 else []
+    task = " ".join([*ways, f"{protocol['shots']}-shot"]) if protocol["shots"] else "nothing to adapt to"
+    tasks = "1 task" if job.train.tasks == 1 else f"{job.train.tasks} tasks"
     return {
         "algorithm": record["algo"],
         "data": f"{record['data']}, {task}, {protocol['split']}",
         "backbone": f"{record['backbone']}, {record['params']:,} parameters learned",
-        "training": f"{job.train.steps:,} steps of {job.train.tasks} tasks, seed {record['seed']}",
+        "training": f"{job.train.steps:,} steps of {tasks}, seed {record['seed']}",
         "device": record["device"] + (f", {ranks} ranks" if ranks > 1 else ""),
         "run": str(job.folder),
     }

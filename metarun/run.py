@@ -26,7 +26,7 @@ from metarun.engine.mapping import Parallel
 from metarun.engine.ranks import Lost, Team
 from metarun.engine.remembered import remembered, situation
 from metarun.errors import UserError
-from metarun.evaluate import PIECE, Exam, Verdict, evaluate
+from metarun.evaluate import AT_ONCE, Exam, Verdict, evaluate
 from metarun.loop import Loop, Plan, State, Stopped, Tracker, load_params
 from metarun.metrics import metric
 from metarun.settings import Job
@@ -203,7 +203,7 @@ def loop_of(
             seed=job.root.seed,
             steps=job.train.steps,
             tasks=job.train.tasks,
-            lr=job.config["optim"]["lr"],
+            lr=job.outer.lr,
             max_seconds=job.train.max_seconds,
             clip_value=job.train.clip_value,
             clip_norm=job.train.clip_norm,
@@ -236,8 +236,8 @@ def for_evaluation(parallel: Parallel | None, device: torch.device, team: Team) 
     """Evaluation keeps no graph, so it may take more tasks at a time than training; not where the loop had to win."""
     if parallel is not None and parallel.mode == "loop":
         return parallel
-    chunk = PIECE if device.type != "cpu" else max(16, 4 * parallel.chunk if parallel else 0)
-    return Parallel("vmap", min(PIECE, chunk), team)
+    chunk = AT_ONCE if device.type != "cpu" else max(16, 4 * parallel.chunk if parallel else 0)
+    return Parallel("vmap", min(AT_ONCE, chunk), team)
 
 
 def _meta_test(job: Job, parts: Parts, state: State) -> Verdict:

@@ -137,6 +137,10 @@ class Job:
     def test(self) -> Test:
         return construct(self.config["test"], "test", Test)
 
+    @cached_property
+    def outer(self) -> Outer:
+        return construct({key: value for key, value in self.config["optim"].items() if key == "lr"}, "optim", Outer)
+
     @property
     def sections(self) -> dict[str, Mapping[str, Any]]:
         """What `build` makes objects of, by group."""
@@ -164,7 +168,7 @@ class Job:
         """Refuses keys and values that what is chosen cannot take, before anything is loaded."""
         for group in CHOSEN:
             check(self.sections[group], group)
-        construct({key: value for key, value in self.config["optim"].items() if key == "lr"}, "optim", Outer)
+        assert self.outer  # as it is read, it is checked
 
     @property
     def resumes(self) -> bool:

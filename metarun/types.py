@@ -187,10 +187,14 @@ class Net(Protocol):
     """What others may ask of an algorithm's network."""
 
     @property
-    def heads(self) -> Heads: ...  # of the tasks at hand
+    def heads(self) -> Heads:
+        """What the tasks at hand ask to be predicted."""
+        ...
 
     @property
-    def batch_norm(self) -> bool: ...  # predictions depend on the statistics of a batch
+    def batch_norm(self) -> bool:
+        """Whether predictions depend on the statistics of a batch."""
+        ...
 
 
 class MetaGradient(Protocol):
@@ -210,7 +214,9 @@ class Algorithm(MetaGradient, Protocol):
     """
 
     @property
-    def net(self) -> Net: ...
+    def net(self) -> Net:
+        """The network, with the heads of its phase."""
+        ...
 
     def init(self, generator: torch.Generator) -> Params:
         """θ before training, as the generator draws it."""
@@ -246,12 +252,18 @@ class Optimizer(Protocol):
     """What the loop asks of an outer optimiser; every optimiser of torch is one."""
 
     @property
-    def param_groups(self) -> list[dict[str, Any]]: ...
+    def param_groups(self) -> list[dict[str, Any]]:
+        """Parameters with their options; the loop writes each step's rate to `lr`."""
+        ...
 
     def step(self, closure: Callable[[], Tensor]) -> Any:
         """Moves the parameters. `closure` computes their gradient anew and returns the loss; call it at least once."""
         ...
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Returns all that it keeps from step to step, to be saved."""
+        ...
 
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Takes what `state_dict` returned, to go on from there."""
+        ...

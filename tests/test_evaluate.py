@@ -70,7 +70,7 @@ def test_neither_mapping_nor_pieces_change_the_scores(
 
     reference = losses(LOOP)
     assert all(losses(Parallel("vmap", chunk)) == pytest.approx(reference, abs=1e-12) for chunk in (1, 3, 7, 99))
-    monkeypatch.setattr(metarun.evaluate, "PIECE", 2)
+    monkeypatch.setattr(metarun.evaluate, "AT_ONCE", 2)
     assert losses(Parallel("vmap", 3)) == pytest.approx(reference, abs=1e-12)
 
 
@@ -102,7 +102,7 @@ def test_evaluation_leaves_the_parameters_alone_and_is_repeatable(algo_name: str
 
 def test_between_pieces_it_can_be_stopped(case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     found, calls = case("maml"), []
-    monkeypatch.setattr(metarun.evaluate, "PIECE", 3)
+    monkeypatch.setattr(metarun.evaluate, "AT_ONCE", 3)
     evaluate(found.tested, found.params, exam(found, 1), LOOP, between=lambda: calls.append(1))
     assert len(calls) == 3  # 7 tasks in pieces of 3
 

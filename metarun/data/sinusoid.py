@@ -25,8 +25,6 @@ class Sinusoid:
     phase: Rate
 
     def load(self, device: torch.device) -> SinusoidData:
-        if self.ways != 1:
-            raise UserError(f"data.ways={self.ways}: a regression has no classes. Leave it at 1.")
         return SinusoidData(self.phase, device)
 
 
@@ -47,6 +45,8 @@ class SinusoidData:
         return {"split": "fresh tasks", "rotations": "none"}
 
     def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> SinusoidSampler:
+        if ways != 1:
+            raise UserError(f"{section}.ways={ways}: a regression has no classes. Leave it at 1.")
         for key, value in (("shots", shots), ("queries", queries)):
             if value < 1:
                 raise UserError(f"{section}.{key}={value} must be at least 1. Raise it.")

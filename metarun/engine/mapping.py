@@ -20,7 +20,8 @@ from metarun.types import Metrics, Params, Score
 class Parallel:
     """Applies one task's function to T tasks: `vmap` over `chunk` tasks at a time, or a plain `loop`.
 
-    Memory is bounded by the chunk; the result does not depend on it (up to rounding).
+    Memory is bounded by the chunk, but for `losses`, whose graph is that of all tasks; the result does not depend on it
+    (up to rounding).
     """
 
     mode: str

@@ -42,14 +42,14 @@ class Normalised(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, g: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        return *Slope.apply(g, *ctx.saved_tensors, ctx.eps), None
+        return *NormalisedBackward.apply(g, *ctx.saved_tensors, ctx.eps), None
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
         return _folded(Normalised, info.batch_size, dims, inputs)
 
 
-class Slope(torch.autograd.Function):
+class NormalisedBackward(torch.autograd.Function):
     """(g, x, w, mean, r) -> the slope of Σ g y by x, w and b: w r P(g), Σ g x̂, Σ g.
 
     P(g) = g − mean(g) − x̂ mean(g x̂) is symmetric.
@@ -67,14 +67,14 @@ class Slope(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, v: Tensor, v_w: Tensor, v_b: Tensor) -> tuple[Tensor | None, ...]:
-        return *Curvature.apply(v, v_w, v_b, *ctx.saved_tensors, ctx.eps), None, None, None
+        return *NormalisedDoubleBackward.apply(v, v_w, v_b, *ctx.saved_tensors, ctx.eps), None, None, None
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
-        return _folded(Slope, info.batch_size, dims, inputs)
+        return _folded(NormalisedBackward, info.batch_size, dims, inputs)
 
 
-class Curvature(torch.autograd.Function):
+class NormalisedDoubleBackward(torch.autograd.Function):
     """(v, v_w, v_b, g, x, w, mean, r, Σ g x̂, Σ g) -> the slope of S by g, x and w.
 
     S = Σ v w r P(g) + v_w Σ g x̂ + v_b Σ g
@@ -110,7 +110,7 @@ class Curvature(torch.autograd.Function):
 
     @staticmethod
     def vmap(info: Any, dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensors, tuple[int, ...]]:
-        return _folded(Curvature, info.batch_size, dims, inputs)
+        return _folded(NormalisedDoubleBackward, info.batch_size, dims, inputs)
 
 
 def _slope(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor, eps: float) -> Tensors:
@@ -121,7 +121,7 @@ def _slope(g: Tensor, x: Tensor, weight: Tensor, mean: Tensor, r: Tensor, eps: f
 def _folded(
     function: type[torch.autograd.Function], tasks: int, dims: tuple[int | None, ...], inputs: tuple[Any, ...]
 ) -> tuple[Tensors, tuple[int, ...]]:
-    """The function on tasks times channels for channels: [B, T*C, H, W] of activations, [T*C] of what a channel has."""
+    """Applies it with the task axis folded into the channels: activations [B, T*C, H, W], what a channel has [T*C]."""
 
     def fold(t: Tensor, dim: int | None) -> Tensor:
         t = of_each(t, dim, tasks)

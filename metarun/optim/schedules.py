@@ -8,17 +8,17 @@ from metarun.types import Count, Natural, Rate
 
 
 def constant(step: int, steps: int) -> float:
-    """1."""
+    """The same rate at every step."""
     return 1.0
 
 
 def linear(step: int, steps: int, final: Rate) -> float:
-    """From 1 to `final` in a straight line."""
+    """The factor falls from 1 to `final` in a straight line."""
     return 1 - (1 - final) * step / steps
 
 
 def cosine(step: int, steps: int, final: Rate, warmup: Natural) -> float:
-    """From 1 to `final` along half a cosine, after `warmup` steps of linear rise."""
+    """The factor falls from 1 to `final` along half a cosine, after `warmup` steps of linear rise."""
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
@@ -26,5 +26,5 @@ def cosine(step: int, steps: int, final: Rate, warmup: Natural) -> float:
 
 
 def step(step: int, steps: int, every: Count, factor: Rate) -> float:
-    """Times `factor` after each `every` steps."""
+    """The rate is multiplied by `factor` after each `every` steps."""
     return factor ** (step // every)

@@ -54,8 +54,8 @@ def test_the_same_seed_draws_the_same_tasks(configured: Configured) -> None:
 
 
 def test_a_regression_has_no_ways_and_no_fixed_tasks(configured: Configured) -> None:
-    with pytest.raises(UserError, match=r"data\.ways=5"):
-        configured("sinusoid", ways=5).load(CPU)
+    with pytest.raises(UserError, match=r"train\.ways=5: a regression has no classes"):
+        configured("sinusoid").load(CPU).episodes("train", 5, 10, 10, "train")
     data = configured("sinusoid").load(CPU)
     assert (data.offers, data.metric) == (("episodes",), "mse")
     with pytest.raises(UserError, match=r"^algo\.trains_on=group: data=sinusoid offers episodes\. Take"):

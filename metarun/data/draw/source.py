@@ -44,14 +44,14 @@ class ImageData:
 
     def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> EpisodeSampler:
         """Tasks of one split; `section` is the part of the config where a number that cannot be is mended."""
-        for key, value in (("data.ways", ways), (f"{section}.shots", shots), (f"{section}.queries", queries)):
+        for key, value in (("ways", ways), ("shots", shots), ("queries", queries)):
             if value < 1:
-                raise UserError(f"{key}={value} must be at least 1. Raise it.")
+                raise UserError(f"{section}.{key}={value} must be at least 1. Raise it.")
         chosen = self.splits[split]
         classes, needed = len(chosen.counts), shots + queries
         if ways > classes:
             raise UserError(
-                f"data.ways={ways} is more than the {classes} classes of {self.name}'s {split} split. Lower it."
+                f"{section}.ways={ways} is more than the {classes} classes of {self.name}'s {split} split. Lower it."
             )
         fewest = int(chosen.counts.min())
         if needed > fewest:
@@ -61,10 +61,10 @@ class ImageData:
                 f"{section}.shots={shots} with {section}.queries={queries} needs {needed} images per class; "
                 f"{owner} has {fewest}. Lower one of them."
             )
-        groups = None if self.within is None else self._groups(split, ways)
+        groups = None if self.within is None else self._groups(split, ways, section)
         return EpisodeSampler(self.images, chosen, ways, shots, queries, self._fingerprint(chosen, groups), groups)
 
-    def _groups(self, split: str, ways: int) -> Tensor:
+    def _groups(self, split: str, ways: int, section: str) -> Tensor:
         """The groups of a split that have as many classes as there are ways: bool [G, classes]."""
         owners = self.splits[split].groups
         names = sorted(set(owners))
@@ -72,8 +72,8 @@ class ImageData:
         sizes = members.sum(1)
         if ways > int(sizes.max()):
             raise UserError(
-                f"data.ways={ways} with data.within=group is more than the {int(sizes.max())} classes of "
-                f"{names[int(sizes.argmax())]}, the largest group of {self.name}'s {split} split. Lower data.ways."
+                f"{section}.ways={ways} with data.within=group is more than the {int(sizes.max())} classes of "
+                f"{names[int(sizes.argmax())]}, the largest group of {self.name}'s {split} split. Lower {section}.ways."
             )
         return members[sizes >= ways]
 

@@ -41,7 +41,7 @@ class TableData:
         if split == "train":
             raise not_offered("episodes", self.name, self.offers)
         if ways != 1:
-            raise UserError(f"data.ways={ways}: {self.name} has no classes to draw. Leave it at 1.")
+            raise UserError(f"{section}.ways={ways}: {self.name} has no classes to draw. Leave it at 1.")
         for key, value, least in (("shots", shots, 0), ("queries", queries, 1)):
             if value < least:
                 raise UserError(f"{section}.{key}={value} must be at least {least}. Raise it.")
