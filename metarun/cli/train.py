@@ -95,8 +95,6 @@ def _hydra(jobs: Jobs, team: Team) -> Callable[[], None]:
 
 def _job(config: DictConfig, team: Team) -> Job:
     """The composed config as the run takes it."""
-    from metarun.settings import Job
-
     plain = _plain(config)
     settings.check_sections(plain)
     runtime, typed = HydraConfig.get().runtime, HydraConfig.get().overrides.task
