@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.engine.ranks import ALONE, Team
-from metarun.maths.gradient import grad, leaves_of, slope_of_each
+from metarun.maths.gradient import grad, laid_out, leaves_of, slope_of_each
 from metarun.maths.losses import mean
 from metarun.types import Metrics, Params, Score
 
@@ -40,7 +40,7 @@ class Parallel:
         """fn(params, task) for each of this rank's tasks, results stacked: [T, ...]."""
         if self.mode == "loop":
             total = len(tree_leaves(tasks)[0])
-            each = [fn(params, tree_map(lambda t, i=i: t[i], tasks)) for i in range(total)]
+            each = [fn(params, _task(tasks, i)) for i in range(total)]
             return tree_map(lambda *leaves: torch.stack(leaves), *each)
         mapped = torch.vmap(fn, in_dims=(None, 0), randomness="different")
         parts = [mapped(params, piece) for piece in self._pieces(tasks)]
@@ -49,7 +49,7 @@ class Parallel:
     def _sum(self, fn: Callable[..., Any], params: Params, piece: Any) -> Any:
         """The sum of fn(params, task) over the tasks of a piece; a loop's pieces have one, which nothing need copy."""
         if self.mode == "loop":
-            return fn(params, tree_map(lambda t: t[0], piece))
+            return fn(params, _task(piece, 0))
         return tree_map(lambda t: t.sum(0), self.stack(fn, params, piece))
 
     def total(self, tree: Any) -> Any:
@@ -127,6 +127,11 @@ class Parallel:
             {name: {k: m / each[name][1].clamp(min=1) for k, m in own.items()} for name, own in metrics.items()},
         )
         return losses, rows, mean(whole)[1]
+
+
+def _task(tasks: Any, i: int) -> Any:
+    """One task of several."""
+    return tree_map(lambda t: laid_out(t[i], channels_last=True), tasks)
 
 
 def _rows(tasks: Any) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ def gradient(loss: Callable[..., Tensor], params: Params, adapted: Collection[st
 
     create_graph = torch.is_grad_enabled()
     if not mapped():
-        args = args if create_graph else tree_map(channels_last, args)
+        args = tree_map(partial(laid_out, channels_last=not create_graph), args)
         slope = _slope(lambda moving: value(moving, fixed, *args), moving, create_graph)
     elif any(map(torch._C._functorch.is_batchedtensor, moving)):
         leaves, form = tree_flatten((moving, fixed, *args))
@@ -31,19 +32,18 @@ def gradient(loss: Callable[..., Tensor], params: Params, adapted: Collection[st
         def of_leaves(*leaves: Tensor) -> Tensor:
             return value(*tree_unflatten(list(leaves), form))
 
-        slope = GradientBeneathVmap.apply(
-            lambda *leaves: value(*tree_unflatten(list(leaves), form)), len(moving), create_graph, *leaves
-        )
+        slope = GradientBeneathVmap.apply(of_leaves, len(moving), create_graph, *leaves)
     else:  # what all tasks share is computed for all of them at once
         slope = torch.func.grad(value)(moving, fixed, *args)
     return dict(zip(names, slope, strict=True))
 
 
-def channels_last(t: Any) -> Any:
-    """The layout of images in which a CPU's convolutions are fastest: there and back, but not the way back of that."""
-    if isinstance(t, Tensor) and t.ndim == 4 and t.is_cpu:
-        return t.clone(memory_format=torch.channels_last)  # contiguous() leaves grey images as they are
-    return t
+def laid_out(t: Any, channels_last: bool) -> Any:
+    """Images in the layout in which a CPU's convolutions are fastest: channels last for the way there and back, but not
+    for the way back of that."""
+    if not isinstance(t, Tensor) or t.ndim != 4 or not t.is_cpu or (t.stride(1) == 1) == channels_last:
+        return t
+    return t.clone(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 def mapped() -> bool:
