@@ -17,12 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from metarun.types import Rate
+
 
 class SAM:
     """An outer optimiser around another one, `base`, whose options and state are its own."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: float, rho: float, base: Callable[..., torch.optim.Optimizer]
+        self, params: Iterable[Tensor], lr: Rate, rho: Rate, base: Callable[..., torch.optim.Optimizer]
     ) -> None:
         self.params = [*params]
         self.rho = rho
