@@ -244,7 +244,19 @@ def test_what_an_algorithm_takes_on_a_data_set_is_named_after_both(file: Path) -
 
 def test_bounds_are_found_in_every_section() -> None:
     sections = {prefix for prefix, *_ in BOUNDED}
-    assert sections == {"", "train", "val", "test", "device", "algo", "balance", "backbone", "data", "schedule"}
+    assert sections == {
+        "",
+        "train",
+        "val",
+        "test",
+        "device",
+        "algo",
+        "balance",
+        "backbone",
+        "data",
+        "optim",
+        "schedule",
+    }
 
 
 @pytest.mark.parametrize(("prefix", "target", "key", "wrong", "right"), BOUNDED)
