@@ -1,0 +1,60 @@
+"""Of processes that want one lock, one has it; and a holder that is killed leaves it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from metarun.engine.lock import locked
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from metarun.engine.lock import locked
+with locked(Path(sys.argv[1]), lambda holder: print("busy", holder, flush=True)):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def _process(path: Path) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def _refused(holder: str) -> None:
+    raise BlockingIOError(holder)
+
+
+def test_the_second_process_is_told_who_holds_the_lock(tmp_path: Path) -> None:
+    with _process(tmp_path / "deep" / "lock") as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        told = pytest.raises(BlockingIOError, match=rf"process {holder.pid} on \S+ since 20")
+        with told, locked(tmp_path / "deep" / "lock", _refused):
+            pass
+        holder.communicate("")
+
+
+def test_who_waits_has_its_turn_when_the_holder_is_done(tmp_path: Path) -> None:
+    with _process(tmp_path / "lock") as first:
+        assert first.stdout and first.stdout.readline() == "held\n"
+        with _process(tmp_path / "lock") as second:
+            assert second.stdout and second.stdout.readline().startswith(f"busy process {first.pid} on ")
+            first.communicate("")
+            assert second.stdout.readline() == "held\n"
+            second.communicate("")
+
+
+def test_a_killed_holder_stops_nobody(tmp_path: Path) -> None:
+    with _process(tmp_path / "lock") as holder:
+        assert holder.stdout and holder.stdout.readline() == "held\n"
+        os.kill(holder.pid, signal.SIGKILL)
+        holder.wait()
+    with locked(tmp_path / "lock", _refused):
+        pass
