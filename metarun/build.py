@@ -128,6 +128,8 @@ def _compiled(algo: Callable[[int], Algorithm]) -> Callable[[int], MetaGradient]
 
     def at(step: int) -> Compiled:
         found = algo(step)
-        return programs.setdefault(id(found), Compiled(found))
+        if id(found) not in programs:
+            programs[id(found)] = Compiled(found)
+        return programs[id(found)]
 
     return at

@@ -88,7 +88,7 @@ def scaled(name: str, value: float) -> float:
 def cell(name: str, mean: float, ci95: float = math.nan, sign: str = "") -> str:
     """`98.70 ± 0.30`, or the mean alone where there is no interval; `sign="+"` shows that of a positive mean too."""
     told = _digits(name, mean, 2, 4, sign)
-    return told if math.isnan(ci95) else f"{told} ± {_digits(name, ci95, 2, 4)}"
+    return told if math.isnan(ci95) else f"{told} ± {_digits(name, ci95, 2, 4, like=mean)}"
 
 
 def word(name: str, value: float) -> str:
@@ -109,9 +109,11 @@ def _unit(name: str) -> str:
     return " (%)" if metric(name).percent else ""
 
 
-def _digits(name: str, value: float, of_percent: int, of_number: int, sign: str = "") -> str:
-    """With that many decimals; a number whose decimals would be all zeros, or too many to read, as 1.23e-05."""
+def _digits(name: str, value: float, of_percent: int, of_number: int, sign: str = "", like: float | None = None) -> str:
+    """With that many decimals; a number whose decimals would be all zeros, or too many to read, as 1.23e-05. An
+    interval is written `like` the number that it surrounds."""
     if metric(name).percent:
         return f"{100 * value:{sign}z.{of_percent}f}"
-    form = "f" if value == 0 or 0.001 <= abs(value) < 1000 else "g"
+    size = abs(value if like is None else like)
+    form = "f" if size == 0 or 0.001 <= size < 1000 else "g"
     return f"{value:{sign}z.{of_number}{form}}"

@@ -66,7 +66,8 @@ def test_names_for_columns_and_axes() -> None:
         ("accuracy", -0.00001, math.nan, "0.00"),  # no minus zero
         ("mse", 0.25, 0.01, "0.2500 ± 0.0100"),
         ("loss", 0.00001234, math.nan, "1.234e-05"),
-        ("mse", 123456.0, 0.0, "1.235e+05 ± 0.0000"),
+        ("mse", 123456.0, 0.0, "1.235e+05 ± 0"),
+        ("mse", 0.0044, 0.0001642, "0.0044 ± 0.0002"),
         ("mse", math.nan, math.nan, "nan"),
     ],
 )

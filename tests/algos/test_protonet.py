@@ -73,29 +73,6 @@ def test_it_is_tested_with_other_ways_than_it_was_trained_with(found: Any) -> No
     assert scores(more, found.params, batch(x[:5], torch.arange(5)), x).argmax(-1)[:5].tolist() == [0, 1, 2, 3, 4]
 
 
-def test_the_order_of_support_rows_changes_nothing(found: Any) -> None:
-    support, query = one_task(found)
-    order = torch.randperm(len(support.x), generator=torch.Generator().manual_seed(1))
-    mixed = batch(support.x[order], support.y["class"][order])
-    one, other = (scores(found.algo, found.params, s, query.x) for s in (support, mixed))
-    assert torch.allclose(one, other, atol=1e-12)
-
-
-def test_renaming_the_classes_renames_the_logits(found: Any) -> None:
-    support, query = one_task(found)
-    names = torch.tensor([2, 0, 1])
-    renamed = batch(support.x, names[support.y["class"]])
-    one, other = (scores(found.algo, found.params, s, query.x) for s in (support, renamed))
-    assert torch.allclose(other[:, names], one, atol=1e-12) and not torch.allclose(other, one)
-
-
-def test_rows_without_a_target_count_for_nothing(found: Any) -> None:
-    support, query = one_task(found)
-    padded = batch(torch.cat([query.x, support.x]), F.pad(support.y["class"], (len(query.x), 0), value=-100))
-    one, other = (scores(found.algo, found.params, s, query.x) for s in (support, padded))
-    assert torch.allclose(one, other, atol=1e-12)
-
-
 @pytest.mark.parametrize("y", [[0, 0, -100], [-100, -100, -100]], ids=["one class absent", "all absent"])
 def test_an_absent_class_is_chosen_for_no_query_and_gives_no_nan(plain: ProtoNet, y: list[int]) -> None:
     """Though the queries lie at the origin, where the mean over no row would be."""

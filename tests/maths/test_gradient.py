@@ -107,3 +107,16 @@ def test_images_are_laid_out_channels_last_unless_the_slope_is_itself_differenti
     torch.testing.assert_close(found["w"], images.sum())
     assert seen[0].equal(images)
     assert (seen[0].stride(1) == 1) is not differentiated
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_a_tensor_of_the_task_that_the_loss_closes_over_is_its_own_tasks(
+    params: Params, x: Tensor, shared: bool
+) -> None:
+    own = params["own"][0] if shared else params["own"]
+
+    def one(own: Tensor, x: Tensor) -> Tensor:
+        return gradient(lambda params: loss(params, x), {**params, "own": own}, ["own"])["own"]
+
+    closed = torch.vmap(one, in_dims=(None if shared else 0, 0))(own, x)
+    assert torch.allclose(closed, mapped(by_torch_func, params, x, shared), rtol=1e-12)
