@@ -100,9 +100,12 @@ class Team:
         return self._reduced(tree, None)
 
     def _reduced(self, tree: T, count: int | None) -> T:
-        """All tensors as one vector through a functional collective: a plain one, traced, is dropped without a word."""
+        """All tensors as one vector through a functional collective: a plain one, traced, is dropped without a word.
+
+        It is told the group's name. A group that it is handed it keeps for ever, with threads that `leave` has to end.
+        """
         import torch
-        from torch.distributed import _functional_collectives as functional
+        import torch.distributed._functional_collectives  # which tells tracing about the two operations
         from torch.utils._pytree import tree_flatten, tree_unflatten
 
         leaves, form = tree_flatten(tree)
@@ -110,7 +113,8 @@ class Team:
         if count is not None:
             flat = torch.cat([flat, flat.new_ones(1)]) * count
         with others() as dist:
-            flat = functional.wait_tensor(functional.all_reduce(flat, "sum", dist.group.WORLD))
+            operations = torch.ops._c10d_functional
+            flat = operations.wait_tensor(operations.all_reduce(flat, "sum", dist.group.WORLD.group_name))
         if count is not None:
             flat = flat[:-1] / flat[-1]
         parts = flat.split([leaf.numel() for leaf in leaves])
@@ -141,7 +145,10 @@ class Team:
                 _silence(sys.stderr)
 
     def leave(self) -> None:
+        """Ends the exchange, once the first rank has written all: torchrun ends it when another ends badly. And no
+        thread is left that might let go of a tensor while the interpreter ends, which ends the process badly."""
         if self.size > 1:
+            self.barrier()
             with others() as dist:
                 dist.destroy_process_group()
 

@@ -164,6 +164,32 @@ def test_two_ranks_go_on_where_one_ended(place: Path, alone: Ended) -> None:
     same(launch(place, 2, "half", "train.steps=20"), alone)
 
 
+LEAVING = """
+import os
+from pathlib import Path
+
+import torch
+
+from metarun.engine.ranks import join
+
+team = join()
+team.total({"slope": torch.ones(3)})
+team.broadcast(lambda: "something")
+team.leave()
+names = [Path("/proc/self/task", task, "comm").read_text() for task in os.listdir("/proc/self/task")]
+print("left:", [name for name in names if "gloo" in name])
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="counts threads as Linux tells them")
+def test_no_thread_of_the_exchange_outlives_it(tmp_path: Path) -> None:
+    (tmp_path / "leaving.py").write_text(LEAVING)
+    env = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    command = [sys.executable, *TORCHRUN, "leaving.py"]
+    done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=True)
+    assert "left: []" in done.stdout
+
+
 def test_a_mistake_is_told_once(place: Path) -> None:
     mistaken = launch(place, 2, "mistaken", "train.tasks=1")
     assert mistaken.code != 0 and mistaken.err.count("cannot be shared by 2 ranks") == 1
