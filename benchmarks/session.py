@@ -12,9 +12,10 @@ from torch.utils._pytree import tree_leaves
 
 from benchmarks import workloads
 from metarun.build import Parts, build
-from metarun.loop import Loop, State, Tracker
+from metarun.loop import Loop, Tracker
 from metarun.run import fresh_state, loop_of
 from metarun.settings import Job
+from metarun.state import State
 
 NEVER = 10**9
 

@@ -23,6 +23,7 @@ from typing import Annotated, Any
 from metarun.errors import UserError
 
 COMPUTE_ONLY = "how a run is computed, not what it learns"
+PLACE = "where something lies; a relative path starts where the run was started"
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ Count = Annotated[int, AtLeast(1)]  # 1, 2, 3, ...
 Natural = Annotated[int, AtLeast(0)]  # 0, 1, 2, ...
 Rate = Annotated[float, AtLeast(0)]
 Share = Annotated[float, AtLeast(0, below=1)]
+Place = Annotated[str, COMPUTE_ONLY, PLACE]
 
 UNIONS = (typing.Union, types.UnionType)
 LISTS = (list, tuple, Sequence)
@@ -100,20 +102,20 @@ def check(section: Any, prefix: str, target: Any = None) -> None:
     _arguments(section, prefix, target or target_of(section, prefix), (), _checked)
 
 
-def aside(section: Any, prefix: str, target: Any = None) -> list[str]:
-    """The dotted keys of a section, and of nested ones, that are marked COMPUTE_ONLY where they are defined."""
+def marked(mark: str, section: Any, prefix: str, target: Any = None) -> list[str]:
+    """The dotted keys of a section, and of nested ones, that bear this mark where they are defined."""
     hints = hints_of(target or target_of(section, prefix))
     found = []
     for key, value in _values(section).items():
-        if _is_marked(hints.get(key)):
+        if _bears(mark, hints.get(key)):
             found.append(_path(prefix, key))
         else:
-            _replaced(value, _path(prefix, key), lambda inner, path: found.extend(aside(inner, path)))
+            _replaced(value, _path(prefix, key), lambda inner, path: found.extend(marked(mark, inner, path)))
     return found
 
 
-def _is_marked(hint: Any) -> bool:
-    return typing.get_origin(hint) is Annotated and COMPUTE_ONLY in hint.__metadata__
+def _bears(mark: str, hint: Any) -> bool:
+    return typing.get_origin(hint) is Annotated and mark in hint.__metadata__
 
 
 def _checked(section: Any, prefix: str) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -38,6 +38,10 @@ class Exam:
     draw: Draw
     steps: int
     marks: Collection[int]  # steps after which the tasks are judged
+
+    def first(self) -> Exam:
+        """The same with the first of its tasks alone."""
+        return replace(self, draw={name: lots[:1] for name, lots in self.draw.items()})
 
     @property
     def fingerprint(self) -> str:

@@ -20,8 +20,9 @@ from metarun.engine.mapping import Parallel
 from metarun.engine.prefetch import prefetched
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
+from metarun.state import State
 from metarun.tracking import checkpoint
-from metarun.types import LOTS, STEP, MetaGradient, Metrics, Optimizer, Params, Sampler, learned, memory
+from metarun.types import LOTS, STEP, MetaGradient, Metrics, Params, Sampler, learned, memory
 
 
 class Stopped(KeyboardInterrupt):
@@ -32,9 +33,6 @@ class Stopped(KeyboardInterrupt):
         self.signal = signal
         self.at_once = at_once
         self.folder: Path | None = None  # to resume from
-
-
-SCALARS = ("step", "validated", "stale", "best", "seconds", "tasks_per_s")  # of a State
 
 
 class Tracker(Protocol):
@@ -70,57 +68,6 @@ class Plan:
 
 
 @dataclass
-class State:
-    """Everything that changes while training: what is saved, and what resuming restores."""
-
-    params: Params
-    optimizer: Optimizer
-    parallel: Parallel | None = None
-    step: int = 0
-    validated: int = -1  # the step of the last validation
-    stale: int = 0  # validations since the best one
-    best: dict[str, Any] | None = None  # {"step": int, "score": float, "val": scores}
-    seconds: float = 0.0  # of all sessions, validation included
-    tasks_per_s: float = 0.0  # at the last log
-
-    def dump(self) -> dict[str, Any]:
-        return {
-            "params": dict(self.params),
-            "optimizer": self.optimizer.state_dict(),
-            "parallel": self.parallel and [self.parallel.mode, self.parallel.chunk],
-            **{name: getattr(self, name) for name in SCALARS},
-        }
-
-    def restore(self, saved: dict[str, Any]) -> None:
-        load_params(self.params, saved["params"])
-        groups = self.optimizer.param_groups
-        typed = [{name: value for name, value in group.items() if name != "params"} for group in groups]
-        if [set(group) for group in groups] != [set(group) for group in saved["optimizer"]["param_groups"]]:
-            raise UserError("optim= is another optimiser than that of the run to resume. Leave it out.")
-        self.optimizer.load_state_dict(saved["optimizer"])
-        for group, options in zip(self.optimizer.param_groups, typed, strict=True):
-            group.update(options)  # what is typed when resuming wins
-        self.parallel = saved["parallel"] and Parallel(*saved["parallel"])
-        for name in SCALARS:
-            setattr(self, name, saved[name])
-
-
-def load_params(params: Params, saved: Params) -> None:
-    """Copies saved values into params; another network's are refused."""
-    here = {name: tuple(p.shape) for name, p in params.items()}
-    there = {name: tuple(p.shape) for name, p in saved.items()}
-    if here != there:
-        name = next(n for n in [*here, *there] if here.get(n) != there.get(n))
-        raise UserError(
-            f"the checkpoint to resume holds another network: {name} is {there.get(name, 'absent')} there and "
-            f"{here.get(name, 'absent')} here. Leave out algo=, backbone= and data.ways= to take the run's own."
-        )
-    with torch.no_grad():
-        for name, p in params.items():
-            p.copy_(saved[name])
-
-
-@dataclass
 class Window:
     """The metrics of the steps since the last log, still on the device."""
 
@@ -143,6 +90,7 @@ class Loop:
     folder: Path  # of the checkpoints
     device: torch.device
     team: Team = ALONE
+    identity: dict[str, Any] = field(default_factory=dict)  # of the run: every checkpoint tells it
 
     def run(self, state: State) -> None:
         """Trains until steps, time or patience are used up. Raises Stopped, with all saved, when told to stop."""
@@ -157,7 +105,7 @@ class Loop:
                 if (due or done) and state.validated != state.step:
                     self._flush(state, window)
                     self._validate(state)
-                    self._save("last.pt", state.dump(), state)
+                    self._save("last.pt", state)
                     window.since = time.perf_counter()
                 if done or self._exhausted(state):
                     return
@@ -170,7 +118,7 @@ class Loop:
         except Stopped as stopped:
             if not stopped.at_once:  # else it may have come in the middle of an update
                 self._flush(state, window)
-                self._save("last.pt", state.dump(), state)
+                self._save("last.pt", state)
             raise
         finally:
             samples.close()
@@ -251,7 +199,7 @@ class Loop:
         state.tasks_per_s = window.tasks / (time.perf_counter() - window.since)
         bad = (~table[:, names.index("loss")].isfinite()).nonzero()
         if len(bad):
-            raise self._diverged(state, state.step - len(table) + int(bad[0]) + 1)
+            raise self._diverged("the loss", state.step - len(table) + int(bad[0]) + 1)
         self.tracker.log(
             state.step,
             {
@@ -269,28 +217,28 @@ class Loop:
         val = self.validate(state)
         scores = {name: s for name, s in val.items() if name != "by_step"}
         score = self.score(scores)
-        if math.isnan(score):
-            score = -math.inf  # else no later score would beat it
+        if not math.isfinite(score):
+            raise self._diverged("the validation's score", state.step)
         state.validated = state.step
         if state.best is None or score > state.best["score"]:
             state.best = {"step": state.step, "score": score, "val": scores}
             state.stale = 0
-            self._save("best.pt", {"params": dict(state.params), **state.best}, state)
+            self._save("best.pt", state)
         else:
             state.stale += 1
         self.tracker.log(state.step, {f"val/{name}": s["mean"] for name, s in scores.items()})
 
-    def _save(self, name: str, content: dict[str, Any], state: State) -> None:
+    def _save(self, name: str, state: State) -> None:
         if not all(bool(p.isfinite().all()) for p in learned(state.params).values()):
-            raise self._diverged(state, state.step)
+            raise self._diverged("the loss", state.step)
         if self.team.rank == 0:
-            checkpoint.save(self.folder / name, content)
+            checkpoint.save(self.folder / name, {**state.dump(), "run": self.identity})
         self.team.barrier()  # who goes on can rely on the file
 
-    def _diverged(self, state: State, step: int) -> UserError:
+    def _diverged(self, what: str, step: int) -> UserError:
         kept = [self.folder / name for name in ("last.pt", "best.pt") if (self.folder / name).exists()]
         where = f"The last good checkpoint is {kept[0]}" if kept else "No checkpoint had been saved yet"
-        return UserError(f"the loss is no number at step {step}. {where}; lower optim.lr or algo.inner_lr.")
+        return UserError(f"{what} is no number at step {step}. {where}; lower optim.lr or algo.inner_lr.")
 
 
 def _seed(seed: int, step: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import subprocess
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 
 import metarun
 from metarun.build import Parts
-from metarun.construct import aside
+from metarun.construct import COMPUTE_ONLY, marked
 from metarun.engine.device import peak_memory_mb, pick
 from metarun.evaluate import Summary, Verdict
-from metarun.loop import State
 from metarun.settings import Job, Root, Test, Train, Val
+from metarun.state import State
 from metarun.types import Params, learned
 
 NORM = {
@@ -78,8 +79,9 @@ def _aside(job: Job) -> list[str]:
     """Keys of the config that say how the run was computed, not what it learned."""
     plain = {key: value for key, value in job.config.items() if not isinstance(value, Mapping)}
     sections = [("train", Train), ("val", Val), ("test", Test), ("device", pick)]
-    chosen = [aside(section, group) for group, section in job.sections.items() if group != "device"]
-    return sorted({*aside(plain, "", Root)}.union(*chosen, *(aside(job.config[name], name, t) for name, t in sections)))
+    found = partial(marked, COMPUTE_ONLY)
+    chosen = [found(section, group) for group, section in job.sections.items() if group != "device"]
+    return sorted({*found(plain, "", Root)}.union(*chosen, *(found(job.config[name], name, t) for name, t in sections)))
 
 
 def progress(job: Job, parts: Parts, state: State) -> dict[str, Any]:

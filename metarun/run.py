@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -22,19 +24,24 @@ from metarun import result
 from metarun.build import Parts, build
 from metarun.engine.choice import candidates, fastest, named
 from metarun.engine.device import keep_freed_memory
+from metarun.engine.lock import locked
 from metarun.engine.mapping import Parallel
 from metarun.engine.ranks import Lost, Team
 from metarun.engine.remembered import remembered, situation
 from metarun.errors import UserError
-from metarun.evaluate import AT_ONCE, Exam, Verdict, evaluate
-from metarun.loop import Loop, Plan, State, Stopped, Tracker, load_params
+from metarun.evaluate import AT_ONCE, Verdict, evaluate
+from metarun.identity import hold_choices, hold_data, identity
+from metarun.loop import Loop, Plan, Stopped, Tracker
 from metarun.metrics import metric
 from metarun.settings import Job
+from metarun.state import ENTRIES, State, load_params
 from metarun.tracking import checkpoint
 from metarun.tracking.figures import episode_picture
 from metarun.tracking.jsonl import write_json
 from metarun.tracking.trackers import Trackers
 from metarun.types import Params, learned
+
+RECORD, RESULT, LOG = ".hydra", "result.json", "run.log"  # in a run's folder
 
 log = logging.getLogger("metarun")
 
@@ -68,20 +75,18 @@ def run(job: Job) -> dict[str, Any]:
     signals = Signals(team)
     keep_freed_memory()
     record = result.blank(job)
-    with _recorded(job, record):
+    with _alone(job), _recorded(job, record):
+        saved = _load(job, "last.pt") if job.resumes else None
+        if saved and not job.only_tests:
+            hold_choices(job, saved.get("run"))
         with team.in_turn():
             parts = build(job)
-        state = _start(job, parts)
+        state = _start(job, parts, saved)
         _rehearse(parts, state)
         record |= result.facts(job, parts, state.params)
         if job.resumes:
             record |= result.progress(job, parts, state)
-        if job.only_tests or team.rank:
-            trackers = Trackers.of_test(job.train.steps, job.folder)
-        else:
-            if job.resumes:
-                job.remember()
-            trackers = Trackers.of_training(job.train.steps, job.folder, state.step)
+        trackers = _trackers(job, state)
         with trackers.closing(record):
             _begin(job, parts, trackers, record)
             if not job.only_tests:
@@ -89,20 +94,50 @@ def run(job: Job) -> dict[str, Any]:
             signals.check()  # a signal during the last step
             signals.patient = False
             record["test"] = result.test(_meta_test(job, parts, state))
+            _check_score(job, parts, record)
             record["status"] = "completed"
             trackers.result(record)
     return record
 
 
 @contextmanager
+def _alone(job: Job) -> Iterator[None]:
+    """Nobody else works in the run's folder meanwhile; and what never began there leaves nothing."""
+    if job.team.rank:
+        yield
+        return
+
+    def refuse(holder: str) -> None:
+        raise UserError(f"{job.folder} is in use: {holder}. Wait until that has ended, or take another folder.")
+
+    with locked(job.folder / ".lock", refuse):
+        try:
+            yield
+        finally:
+            if not any((job.folder / name).exists() for name in (RECORD, RESULT)):
+                (job.folder / LOG).unlink(missing_ok=True)
+
+
+def _trackers(job: Job, state: State) -> Trackers:
+    """Who is told. From here on there is a run, which the files in its folder tell how to resume."""
+    if job.only_tests or job.team.rank:
+        return Trackers.of_test(job.train.steps, job.folder)
+    if not job.resumes:
+        for old in job.folder.glob("events.out.tfevents.*"):  # of a run that was killed before there was a checkpoint
+            old.unlink()
+    job.remember()
+    return Trackers.of_training(job.train.steps, job.folder, state.step)
+
+
+@contextmanager
 def _recorded(job: Job, record: dict[str, Any]) -> Iterator[None]:
-    """Writes the result file at the end, come what may; a run that could not be resumed keeps its old one."""
-    quiet = job.only_tests or job.team.rank
-    handler = logging.NullHandler() if quiet else logging.FileHandler(job.folder / "run.log")
+    """Writes the result file of a run that began, however it ends, and of one that a bug kept from beginning."""
+    quiet, bug = job.only_tests or job.team.rank, False
+    handler = logging.NullHandler() if quiet else logging.FileHandler(job.folder / LOG, delay=True)
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    path = job.folder / (f"result-{job.label}.json" if job.only_tests else "result.json")
+    path = job.folder / (f"result-{job.label}.json" if job.only_tests else RESULT)
     try:
         yield
     except Stopped as stopped:
@@ -115,12 +150,13 @@ def _recorded(job: Job, record: dict[str, Any]) -> Iterator[None]:
             error.folder = _saved(job.folder)
         raise
     except Exception:
-        record["error"] = traceback.format_exc()
+        record["error"], bug = traceback.format_exc(), True
         raise
     finally:
+        began = record["params"] is not None
         if record["error"] is not None:
             log.error("%s", record["error"])
-        if job.team.rank == 0 and (not job.resumes or record["params"] is not None):
+        if job.team.rank == 0 and (began or (bug and not job.resumes)):
             write_json(path, record)
         log.removeHandler(handler)
         handler.close()
@@ -136,23 +172,27 @@ def _begin(job: Job, parts: Parts, trackers: Trackers, record: dict[str, Any]) -
     texts = {"config": json.dumps(job.config, indent=2), "protocol": json.dumps(record["protocol"], indent=2)}
     picture = None
     if len(parts.data.shape) == 3 and job.test.shots and not job.only_tests:
-        episode = _episode(parts.val)
+        exam = parts.val.first()
+        episode = exam.sampler.gather(exam.draw)
         picture = episode_picture(episode.support.x[0].cpu(), episode.query.x[0].cpu(), job.test.ways)
     trackers.begin(result.header(job, parts, record), texts, job.hparams(), picture)
+    if job.resumes and not job.only_tests:
+        trackers.say(f"going on from step {record['steps']:,} of {job.train.steps:,}")
 
 
-def _episode(exam: Exam) -> Any:
-    """The first of an exam's tasks."""
-    return exam.sampler.gather({name: lots[:1] for name, lots in exam.draw.items()})
-
-
-def _start(job: Job, parts: Parts) -> State:
+def _start(job: Job, parts: Parts, saved: dict[str, Any] | None) -> State:
     """The state to train from: a fresh one, or that of the run to resume."""
     state = fresh_state(job, parts)
-    if job.resumes:
-        state.restore(job.team.broadcast(lambda: checkpoint.load(job.folder / "checkpoints" / "last.pt")))
+    if saved:
+        hold_data(job, parts, saved.get("run"))
+        state.restore(saved)
         state.parallel = state.parallel and replace(state.parallel, team=job.team)
     return state
+
+
+def _load(job: Job, name: str) -> dict[str, Any]:
+    """A checkpoint of the run, on all ranks."""
+    return job.team.broadcast(lambda: checkpoint.load(job.folder / "checkpoints" / name, ENTRIES))
 
 
 def fresh_state(job: Job, parts: Parts) -> State:
@@ -169,8 +209,7 @@ def first_params(job: Job, parts: Parts) -> Params:
 
 def _rehearse(parts: Parts, state: State) -> None:
     """One task is adapted to and predicted before hours of training: what cannot be tested is told now."""
-    exam = replace(parts.test, draw={name: lots[:1] for name, lots in parts.test.draw.items()})
-    exam = replace(exam, steps=min(1, exam.steps), marks=[1])
+    exam = replace(parts.test.first(), steps=min(1, parts.test.steps), marks=[1])
     evaluate(parts.tested(state.step), state.params, exam, Parallel("loop", 1))
 
 
@@ -185,6 +224,8 @@ def _train(job: Job, parts: Parts, state: State, trackers: Tracker, signals: Sig
         replace(loop, stop=lambda: signals.came).run(state)
     finally:
         record |= result.progress(job, parts, state)
+    if job.resumes:
+        trackers.say(f"trained for {timedelta(seconds=round(state.seconds))} in all sessions")
 
 
 def loop_of(
@@ -213,6 +254,7 @@ def loop_of(
         ),
         tracker=tracker,
         folder=folder,
+        identity=identity(job, parts),
         device=parts.device,
         team=job.team,
     )
@@ -242,8 +284,21 @@ def for_evaluation(parallel: Parallel | None, device: torch.device, team: Team) 
 
 def _meta_test(job: Job, parts: Parts, state: State) -> Verdict:
     """The checkpoint that validation chose, on the fixed test episodes."""
-    best = job.team.broadcast(lambda: checkpoint.load(job.folder / "checkpoints" / "best.pt"))
+    best = _load(job, "best.pt")
     params = {name: torch.empty_like(p) for name, p in state.params.items()}
     load_params(params, best["params"])
     parallel = for_evaluation(state.parallel, parts.device, job.team)
     return evaluate(parts.tested(best["step"]), params, parts.test, parallel)
+
+
+def _check_score(job: Job, parts: Parts, record: dict[str, Any]) -> None:
+    """A meta-test without a number is no success."""
+    scores = record["test"]
+    name = parts.test_data.metric
+    head, _, kind = name.rpartition("/")
+    score = (scores["heads"][head] if head else scores)[kind]["mean"]
+    if not math.isfinite(score):
+        raise UserError(
+            f"the meta-test's {name} is no number: adaptation diverged on some task. "
+            "Lower algo.inner_lr or test.adapt_steps."
+        )

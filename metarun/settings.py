@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from metarun.construct import COMPUTE_ONLY, AtLeast, Count, Natural, Rate, check, construct, shown
+from metarun.construct import COMPUTE_ONLY, PLACE, AtLeast, Count, Natural, Rate, check, construct, marked, shown
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
 
@@ -74,7 +74,7 @@ class Test:
     adapt_steps: Natural
     seed: Natural
     data: str | None
-    root: Annotated[str | None, COMPUTE_ONLY]
+    root: Annotated[str | None, COMPUTE_ONLY, PLACE]
     only: Annotated[bool, COMPUTE_ONLY]
 
 
@@ -107,6 +107,12 @@ def check_sections(config: Mapping[str, Any]) -> None:
             raise UserError(f"{section}= is missing. Choose one; metarun --help names them.")
     if "seed" not in config:
         raise UserError("seed is missing. Give it a value.")
+
+
+def places(config: Mapping[str, Any]) -> list[str]:
+    """The keys that say where something lies."""
+    chosen = [key for group in CHOSEN for key in marked(PLACE, config[group], group)]
+    return [*chosen, *marked(PLACE, config["test"], "test", Test)]
 
 
 @dataclass(frozen=True)
@@ -168,7 +174,7 @@ class Job:
         """Refuses keys and values that what is chosen cannot take, before anything is loaded."""
         for group in CHOSEN:
             check(self.sections[group], group)
-        _ = self.train, self.val, self.test, self.outer  # checked as they are read
+        _ = self.train.max_seconds, self.val, self.test, self.outer  # checked as they are read
 
     @property
     def resumes(self) -> bool:

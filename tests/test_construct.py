@@ -16,11 +16,11 @@ from metarun.construct import (
     Count,
     Rate,
     Share,
-    aside,
     check,
     construct,
     describe,
     fits,
+    marked,
     nearest,
     prepared,
     target_of,
@@ -215,7 +215,7 @@ def test_a_value_that_a_nested_target_refuses_is_told_with_its_path() -> None:
 
 
 def test_keys_marked_compute_only_are_found_at_any_depth() -> None:
-    assert aside(WHOLE, "whole", Whole) == [
+    assert marked(COMPUTE_ONLY, WHOLE, "whole", Whole) == [
         "whole.rule.fast",
         "whole.rules.0.fast",
         "whole.extra.deep.0.fast",

@@ -54,9 +54,10 @@ ALLOWED = {
     "tracking": WORDS | {"metrics"},
     "report": {"errors", "metrics"},
     "evaluate": WORDS | {"maths", "engine"},
-    "loop": WORDS | {"engine", "tracking", "metrics"},
+    "state": WORDS | {"engine"},
+    "loop": WORDS | {"engine", "tracking", "metrics", "state"},
 }
-TOP = {"build", "run", "result", "cli"}
+TOP = {"build", "identity", "run", "result", "cli"}
 ROOMS = {"algos": "algo", "balance": "balance", "backbones": "backbone", "data": "data"}  # of choices -> group
 SILENT = ("__init__", "__main__")
 

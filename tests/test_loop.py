@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,8 +19,9 @@ from metarun import loop as loop_module
 from metarun.engine.mapping import Parallel
 from metarun.errors import UserError
 from metarun.evaluate import Exam, evaluate
-from metarun.loop import Loop, Plan, State, Stopped, load_params
+from metarun.loop import Loop, Plan, Stopped
 from metarun.optim import schedules
+from metarun.state import State, load_params
 from metarun.tracking import checkpoint
 from metarun.types import learned
 
@@ -315,7 +317,7 @@ def test_another_networks_checkpoint_is_refused() -> None:
 def test_another_optimisers_checkpoint_is_refused() -> None:
     w = torch.ones(2)
     saved = State({"w": w}, torch.optim.Adam([w], lr=0.1)).dump()
-    with pytest.raises(UserError, match=r"optim= is another optimiser than that of the run to resume"):
+    with pytest.raises(UserError, match=r"the checkpoint to resume is of another optimiser"):
         fresh().restore(saved)
 
 
@@ -498,8 +500,6 @@ def scored(scores: list[float], name: str = "accuracy") -> Callable[[State], dic
         ([0.5, 0.5, 0.1], "accuracy", 2),
         ([0.1, 0.2, 0.3], "accuracy", 6),
         ([0.5, 0.1, 0.3], "mse", 4),
-        ([float("nan"), 0.1, 0.3], "mse", 4),
-        ([0.3, float("nan"), 0.1], "mse", 6),
     ],
 )
 def test_the_best_by_validation_is_kept_not_the_last(scores: list[float], name: str, step: int, tmp_path: Path) -> None:
@@ -514,8 +514,16 @@ def test_the_best_by_validation_is_kept_not_the_last(scores: list[float], name: 
     best = checkpoint.load(tmp_path / "best.pt")
     assert best["step"] == step == state.best["step"]  # type: ignore[index]
     assert best["params"]["w"].equal(seen[step])
-    assert best["val"][name]["mean"] == scores[step // 2 - 1]
+    assert best["best"]["val"][name]["mean"] == scores[step // 2 - 1]
     assert checkpoint.load(tmp_path / "last.pt")["params"]["w"].equal(seen[6])
+
+
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+def test_a_validation_without_a_number_ends_the_training(score: float, tmp_path: Path) -> None:
+    loop = made(tmp_path, validate=scored([0.3, score, 0.1], "mse"))
+    with pytest.raises(UserError, match=r"the validation's score is no number at step 4\. The last .*last\.pt"):
+        trained(loop)
+    assert [checkpoint.load(tmp_path / name)["step"] for name in ("last.pt", "best.pt")] == [2, 2]
 
 
 def test_patience_ends_after_so_many_validations_without_a_better_one(tmp_path: Path) -> None:

@@ -12,8 +12,8 @@ import metarun
 from metarun import result
 from metarun.build import Parts, build
 from metarun.engine.mapping import Parallel
-from metarun.loop import State
 from metarun.settings import Job
+from metarun.state import State
 
 SMALL = ("device=cpu", "data=folder", "data.size=12", "data.colour=false", "data.ways=2", "backbone.channels=[4,4,4,4]")
 

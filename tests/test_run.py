@@ -154,12 +154,11 @@ def test_a_failure_is_recorded(job: Callable[..., Job], monkeypatch: pytest.Monk
     assert record["test"] is None and record["protocol"]["ways"] == 1
 
 
-def test_a_run_that_could_not_begin_is_recorded_too(job: Callable[..., Job]) -> None:
+def test_a_run_that_could_not_begin_leaves_nothing(job: Callable[..., Job]) -> None:
     made = job("data=folder", "data.root=nowhere", *SMALL)
     with pytest.raises(UserError, match=r"data\.root=nowhere does not exist"):
         run(made)
-    record = result_of(made.folder)
-    assert set(record) == KEYS and record["status"] == "failed" and record["protocol"] is None
+    assert [*made.folder.iterdir()] == []
 
 
 def test_a_bug_leaves_its_traceback(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:

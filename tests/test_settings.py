@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 
 from metarun import settings
 from metarun.cli import CONF
-from metarun.construct import aside, construct
+from metarun.construct import COMPUTE_ONLY, construct, marked
 from metarun.engine.device import pick
 from metarun.errors import UserError
 from metarun.settings import CHOSEN, SECTIONS, Job, check_sections, seconds
@@ -96,14 +96,16 @@ def test_a_part_without_the_rate_that_the_schedule_multiplies_is_refused(default
 
 def test_what_only_says_how_a_run_is_computed_is_marked(defaults: dict[str, Any]) -> None:
     """The chosen parts are nested sections of the whole config."""
-    assert set(aside(defaults, "", settings.Root)) == {
+    assert set(marked(COMPUTE_ONLY, defaults, "", settings.Root)) == {
         *("name", "resume", "parallel", "chunk", "compile"),
         *("algo.remat", "data.root", "data.resident"),
     }
-    assert aside(defaults["train"], "train", settings.Train) == ["train.log_every"]
-    assert aside(defaults["val"], "val", settings.Val) == []
-    assert aside(defaults["test"], "test", settings.Test) == ["test.root", "test.only"]
-    assert set(aside(defaults["device"], "device", pick)) == {f"device.{key}" for key in defaults["device"]}
+    assert marked(COMPUTE_ONLY, defaults["train"], "train", settings.Train) == ["train.log_every"]
+    assert marked(COMPUTE_ONLY, defaults["val"], "val", settings.Val) == []
+    assert marked(COMPUTE_ONLY, defaults["test"], "test", settings.Test) == ["test.root", "test.only"]
+    assert set(marked(COMPUTE_ONLY, defaults["device"], "device", pick)) == {
+        f"device.{key}" for key in defaults["device"]
+    }
 
 
 @pytest.mark.parametrize("name", SECTIONS)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import partial
 from itertools import count
 from pathlib import Path
@@ -42,6 +43,16 @@ def new_folder(folder: str) -> str:
                 f"cannot make {name}: {error.strerror}. Change the directory, or name a folder with hydra.run.dir=DIR."
             ) from error
     raise AssertionError("there are always more numbers")
+
+
+def forget(folder: Path) -> None:
+    """Removes the folder of a run that never began, and those around it that then are empty, up to where one stands."""
+    with suppress(OSError):  # it holds something, or is gone
+        folder.rmdir()
+        for parent in folder.parents:
+            if not parent.is_relative_to(Path.cwd()) or parent == Path.cwd():
+                break
+            parent.rmdir()
 
 
 def label(text: object) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import sys
@@ -20,6 +21,10 @@ from metarun.construct import nearest
 from metarun.errors import UserError, one_line
 
 OF_ONE_SESSION = ("resume", "test.only")  # what a resumed run does not inherit
+CONFIG, HYDRA, OVERRIDES = (f".hydra/{name}.yaml" for name in ("config", "hydra", "overrides"))  # a run's record
+AGAIN = " Start it anew."
+SIGN = "# sha256 of what follows: "
+OWN_SOURCES = ("hydra", "main", "schema")  # of YAML: Hydra's and metarun's
 WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
 BARE = ("--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--info", "-i", "--hydra-help")
 
@@ -29,7 +34,7 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
     flags, words = parted(arguments)
     if _has(flags, "-sc", "--shell-completion"):
         return [*_with_own_conf(flags, conf), *words]
-    overrides = parsed(map(_spelled, words))
+    overrides = parsed(words)
     typed = {o.key_or_group: o.value() for o in overrides}
     sweep, resumed = _has(flags, "-m", "--multirun"), typed.get("resume")
     if resumed == "":
@@ -39,7 +44,8 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
             raise UserError(f"resume={resumed} goes on with one run and cannot be swept. Leave out -m.")
         folder = Path(str(resumed)).expanduser()
         words = _resuming(overrides, folder)
-        return [*_with_own_conf([*flags, *_conf_of(folder, flags)], conf), *words]
+        _check_conf(folder, flags)
+        return [*_with_own_conf(flags, conf), *words]
     if typed.get("test.only") is True:
         raise UserError("test.only=true repeats the meta-test of a run: name it with resume=RUN_DIR.")
     _refuse_taken(overrides)
@@ -75,13 +81,24 @@ def places_of_code(arguments: list[str]) -> list[str]:
 def parsed(words: Iterable[str]) -> list[Override]:
     """The words as Hydra understands them."""
     parser = OverridesParser.create()
-    return [_parsed(parser, word) for word in words]
+    return [_parsed(parser, _spelled(word)) for word in words]
 
 
 def recorded(folder: Path) -> list[str]:
-    """The words that the run in `folder` was started with."""
-    found = _yaml(folder / ".hydra" / "overrides.yaml")
-    return [str(word) for word in found] if isinstance(found, list) else []
+    """The words that the run in `folder` was started with. A damaged record would make it another run."""
+    file = folder / OVERRIDES
+    if not file.exists():
+        return []
+    text, found = _text(file), _yaml(file)
+    first, _, rest = text.partition("\n")
+    if not isinstance(found, list) or (first.startswith(SIGN) and signed(rest) != text):
+        raise UserError(f"{file} is damaged: it does not tell how the run was started.{AGAIN}")
+    return [str(word) for word in found]
+
+
+def signed(text: str) -> str:
+    """A text under a line by which it is known to be whole."""
+    return f"{SIGN}{hashlib.sha256(text.encode()).hexdigest()}\n{text}"
 
 
 def quoted(text: object) -> str:
@@ -124,7 +141,7 @@ def _named_by_what_differs(overrides: Iterable[Override]) -> str:
 
 def _refuse_taken(overrides: Iterable[Override]) -> None:
     """A directory that was named by hand and holds a trained run would lose it."""
-    trained = {"hydra.run.dir": "checkpoints", "hydra.sweep.dir": "*/checkpoints"}
+    trained = {"hydra.run.dir": "checkpoints/*.pt", "hydra.sweep.dir": "*/checkpoints/*.pt"}
     for o in overrides:
         if o.key_or_group in trained and any(Path(str(o.value())).glob(trained[o.key_or_group])):
             raise UserError(f"{o.input_line} holds a run already. Name another folder, or go on with resume=RUN_DIR.")
@@ -132,26 +149,35 @@ def _refuse_taken(overrides: Iterable[Override]) -> None:
 
 def _resuming(overrides: list[Override], folder: Path) -> list[str]:
     """The run's own overrides come first, so that what is typed now wins; its directory stays."""
-    file = folder / ".hydra" / "overrides.yaml"
+    file = folder / OVERRIDES
     if not file.is_file():
         raise UserError(f"resume={folder} is no run: there is no {file}. Give the directory that a run named.")
     typed = [o for o in overrides if o.key_or_group != "resume"]
     keys = {o.key_or_group for o in typed} | set(OF_ONE_SESSION)
     before = [o for o in parsed(recorded(folder)) if o.key_or_group not in keys]
     place = quoted(folder.resolve())
-    # .hydra is written when the run is known to go on: a refused resume leaves it as it was
-    own = [f"resume={place}", f"hydra.run.dir={place}", "hydra.output_subdir=null"]
-    return [*_lines(before), *_lines(typed), *own]
+    kept = [o for o in before if not o.key_or_group.startswith("hydra")]  # how it was launched is no part of a run
+    return [*_lines(kept), *_lines(typed), f"resume={place}", f"hydra.run.dir={place}"]
 
 
-def _conf_of(folder: Path, flags: Iterable[str]) -> list[str]:
-    """The folder of YAML that the run to resume was started with."""
+def _check_conf(folder: Path, flags: Iterable[str]) -> None:
+    """A folder of YAML may name any code: one that a run was started with has to be ./conf, or to be named again."""
     if _has(flags, "--config-dir", "-cd"):
-        return []
-    written = _yaml(folder / ".hydra" / "hydra.yaml") or {}
-    sources = written.get("hydra", {}).get("runtime", {}).get("config_sources", [])
-    paths = [s["path"] for s in sources if s.get("provider") == "command-line" and Path(s["path"]).is_dir()]
-    return ["--config-dir", paths[0]] if paths else []
+        return
+    if not (folder / HYDRA).exists():
+        return
+    written = _yaml(folder / HYDRA)
+    try:
+        sources = written["hydra"]["runtime"]["config_sources"]
+        paths = [Path(s["path"]) for s in sources if s["provider"] not in OWN_SOURCES]
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{folder / HYDRA} is damaged: it does not tell how the run was started.{AGAIN}") from error
+    for path in paths:
+        if path.is_dir() and path.resolve() != Path("conf").resolve():
+            raise UserError(
+                f"resume={folder} was started with the folder of YAML {path}, which may name code to run. "
+                f"If you trust it, add --config-dir {quoted(path)}."
+            )
 
 
 def _with_own_conf(flags: list[str], conf: Path) -> list[str]:
@@ -164,10 +190,17 @@ def _with_own_conf(flags: list[str], conf: Path) -> list[str]:
     return [*flags, "--config-dir", str(own)]
 
 
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8") if file.is_file() else ""
+    except (OSError, ValueError) as error:
+        raise UserError(f"{file} cannot be read ({one_line(error)}). Mend it.") from error
+
+
 def _yaml(file: Path) -> Any:
     try:
-        return yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
-    except (OSError, ValueError, yaml.YAMLError) as error:
+        return yaml.safe_load(_text(file))
+    except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read ({one_line(error)}). Mend it.") from error
 
 

@@ -19,11 +19,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from metarun import settings
 from metarun.cli import CONF, mistakes, names
-from metarun.cli.overrides import for_hydra, places_of_code, quoted
+from metarun.cli.overrides import CONFIG, HYDRA, OVERRIDES, for_hydra, parsed, parted, places_of_code, quoted, signed
+from metarun.cli.trust import check_targets
 from metarun.construct import nearest
 from metarun.engine.ranks import Team, join
 from metarun.errors import UserError
 from metarun.settings import Job
+from metarun.tracking import atomic
 
 
 @dataclass
@@ -45,10 +47,8 @@ def main(arguments: list[str]) -> int:
     jobs = Jobs()
     try:
         sys.argv[1:] = team.broadcast(partial(hydra_arguments, arguments, team))
-        if team.rank:
-            sys.argv.append("hydra.output_subdir=null")
         sys.path += places_of_code(sys.argv[1:])
-        _hydra(jobs, team)()
+        _hydra(jobs, team, parted(arguments)[1])()
         team.leave()
     except KeyboardInterrupt as stopped:
         team.tell_once()
@@ -68,8 +68,8 @@ def hydra_arguments(arguments: list[str], team: Team) -> list[str]:
     return for_hydra(arguments, CONF)
 
 
-def _hydra(jobs: Jobs, team: Team) -> Callable[[], None]:
-    """Hydra's main function, which reads sys.argv and calls `job` with each config."""
+def _hydra(jobs: Jobs, team: Team, words: list[str]) -> Callable[[], None]:
+    """Hydra's main function, which reads sys.argv and calls `job` with each config; `words` are what was typed now."""
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
     def job(config: DictConfig) -> None:
@@ -81,7 +81,7 @@ def _hydra(jobs: Jobs, team: Team) -> Callable[[], None]:
 
             if sweep:
                 print(f"{name}\n", flush=True)
-            run(_job(config, team))
+            run(_job(config, team, words))
         except Exception as error:
             if not sweep:
                 team.tell_once()
@@ -89,31 +89,61 @@ def _hydra(jobs: Jobs, team: Team) -> Callable[[], None]:
             jobs.failed.append(mistakes.tell(error, f"{name} failed: "))
             if os.getpid() != jobs.process:
                 raise  # a launcher's worker: only Hydra can tell the process that waits
+        finally:
+            if team.rank == 0:
+                names.forget(Path(HydraConfig.get().runtime.output_dir))
 
     return job
 
 
-def _job(config: DictConfig, team: Team) -> Job:
+def _job(config: DictConfig, team: Team, words: list[str]) -> Job:
     """The composed config as the run takes it."""
     plain = _plain(config)
     settings.check_sections(plain)
+    if plain["resume"] is not None:
+        check_targets(plain, parsed(words), places_of_code(sys.argv[1:]))
+    test_data = _test_data(config)
+    places = _anchored(plain, test_data)
     runtime, typed = HydraConfig.get().runtime, HydraConfig.get().overrides.task
     folder = Path(runtime.output_dir)
     return Job(
         config=plain,
         choices={group: str(choice) for group, choice in runtime.choices.items()},
-        test_data=_test_data(config),
+        test_data=test_data,
         folder=folder,
-        label=names.typed_label(typed, folder),
-        remember=partial(_remember, config, list(typed), folder / ".hydra"),
+        label=names.typed_label(typed, folder) if plain["resume"] is not None else "",
+        remember=partial(_remember, config, list(typed), places, folder),
         team=team,
     )
 
 
-def _remember(config: DictConfig, words: list[str], folder: Path) -> None:
-    """Writes what a resumed run goes on with; Hydra itself writes that of a fresh one."""
-    OmegaConf.save(config, folder / "config.yaml")
-    OmegaConf.save(OmegaConf.create(words), folder / "overrides.yaml")
+def _anchored(config: dict[str, Any], test_data: dict[str, Any] | None) -> dict[str, str]:
+    """Makes places in the config absolute, and returns them by key: a run is resumed from other folders, too, and
+    without the variables that named them."""
+    if test_data and isinstance(test_data.get("root"), str):
+        config["test"]["root"] = test_data["root"] = _absolute(test_data["root"])
+    places = {}
+    for key in settings.places(config):
+        section, _, name = key.partition(".")
+        if isinstance(config[section].get(name), str):
+            places[key] = config[section][name] = _absolute(config[section][name])
+    return places
+
+
+def _absolute(path: str) -> str:
+    return str(Path(path).expanduser().absolute())
+
+
+def _remember(config: DictConfig, typed: list[str], places: dict[str, str], folder: Path) -> None:
+    """Writes the record of a run that begins or goes on, each file whole or not at all."""
+    for key, place in places.items():
+        OmegaConf.update(config, key, place)
+    own = [f"{key}={quoted(place)}" for key, place in places.items()]
+    words = [o.input_line for o in parsed(typed) if o.key_or_group not in places]
+    hydra = OmegaConf.create({"hydra": HydraConfig.get()})
+    atomic.replace(folder / CONFIG, OmegaConf.to_yaml(config).encode())
+    atomic.replace(folder / HYDRA, OmegaConf.to_yaml(hydra).encode())
+    atomic.replace(folder / OVERRIDES, signed(OmegaConf.to_yaml(OmegaConf.create([*words, *own]))).encode())
 
 
 def _test_data(config: DictConfig) -> dict[str, Any] | None:

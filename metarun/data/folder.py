@@ -17,7 +17,7 @@ from metarun.data.images.cache import cached
 from metarun.data.images.collection import Recipe
 from metarun.data.images.decode import decode
 from metarun.data.images.mapped import Resident
-from metarun.types import COMPUTE_ONLY, Count, Natural, UserError
+from metarun.types import COMPUTE_ONLY, Count, Natural, Place, UserError
 
 SPLITS = ("train", "val", "test")
 AUTO = (0.64, 0.16, 0.2)
@@ -36,7 +36,7 @@ class Folder:
     at least `ways` classes each.
     """
 
-    root: Annotated[str, COMPUTE_ONLY]
+    root: Place
     size: Count
     colour: bool
     split: str | Sequence[float]

@@ -24,7 +24,7 @@ from metarun.data.images.cache import cached
 from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.mapped import PIECE, Resident
 from metarun.errors import UserError
-from metarun.types import COMPUTE_ONLY, Count, Head, Natural, Targets
+from metarun.types import COMPUTE_ONLY, Count, Head, Natural, Place, Targets
 
 SIZE = 28
 PARTS = {"train": 60_000, "t10k": 10_000}  # images of each
@@ -39,7 +39,7 @@ log = logging.getLogger(__name__)
 class MnistTasks:
     """Ink is 1, paper is 0. There are no classes to draw: a task is rows that are predicted together."""
 
-    root: Annotated[str, COMPUTE_ONLY]
+    root: Place
     ways: Count
     shots: Natural
     queries: Count

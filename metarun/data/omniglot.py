@@ -19,7 +19,7 @@ from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.decode import decode
 from metarun.data.images.mapped import Resident
 from metarun.errors import UserError, one_line
-from metarun.types import COMPUTE_ONLY, Count, Natural
+from metarun.types import COMPUTE_ONLY, PLACE, Count, Natural, Place
 
 PARTS = {"images_background": 964, "images_evaluation": 659}  # characters of each
 DRAWINGS = 20
@@ -34,10 +34,10 @@ log = logging.getLogger(__name__)
 class Omniglot:
     """Strokes are 1, paper is 0. A class is a character; `rotations` make four of each in train and val."""
 
-    root: Annotated[str, COMPUTE_ONLY]
+    root: Place
     split: str
     split_seed: Natural
-    split_file: str | None
+    split_file: Annotated[str | None, PLACE]
     size: Count
     rotations: bool
     test_rotations: bool
@@ -66,7 +66,7 @@ class Omniglot:
         if self.split == "lake":
             return _lake(collection, generator), f"lake ({VAL_ALPHABETS} alphabets validate, seed {self.split_seed})"
         if self.split == "file":
-            return self._listed(collection), f"file ({self.split_file})"
+            return self._listed(collection), f"file ({Path(str(self.split_file)).name})"
         raise UserError(f"data.split={self.split} is not known. Take random, lake or file.")
 
     def _listed(self, collection: Collection) -> dict[str, list[int]]:

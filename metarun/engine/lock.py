@@ -8,7 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
@@ -18,20 +18,30 @@ NO_LOCKS = {errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS}  # a file system witho
 
 @contextmanager
 def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
-    """Holds the lock file at `path`, which is made where it is missing, and stays.
+    """Holds a lock on the file at `path`, which is there for as long as it is held.
 
     Where another process holds it, `busy` is told which one (process, machine, since when): it may raise; otherwise
     this process waits for its turn. A process may hold a lock only once at a time.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+", encoding="utf-8") as file:
-        if not _taken(file, fcntl.LOCK_NB):
-            busy(_holder(file))
-            _taken(file, 0)
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
-        file.flush()
-        yield
+    while True:
+        with path.open("a+", encoding="utf-8") as file:
+            if not _taken(file, fcntl.LOCK_NB):
+                busy(_holder(file))
+                _taken(file, 0)
+            if not _is_at(path, file):  # whoever held it took it away, so that others lock another file
+                continue
+            try:
+                file.truncate(0)
+                file.write(
+                    f"process {os.getpid()} on {socket.gethostname()} since {time.strftime('%Y-%m-%d %H:%M:%S')}"
+                )
+                file.flush()
+                yield
+            finally:
+                with suppress(OSError):
+                    path.unlink()
+            return
 
 
 def _taken(file: IO[str], how: int) -> bool:
@@ -44,6 +54,13 @@ def _taken(file: IO[str], how: int) -> bool:
         if error.errno not in NO_LOCKS:
             raise
     return True
+
+
+def _is_at(path: Path, file: IO[str]) -> bool:
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
+    except FileNotFoundError:
+        return False
 
 
 def _holder(file: IO[str]) -> str:

@@ -98,7 +98,7 @@ def test_a_device_that_is_not_there_is_named(quick: Callable[..., Any]) -> None:
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        (["data.root=nowhere"], ["data.root=nowhere"]),
+        (["data.root=nowhere"], ["data.root=/", "/nowhere does not exist"]),
         (["data.shots=8"], ["data.shots=8", "9 images", "has 8"]),
         (["algo=reptile", "train.shots=8"], ["train.shots=8", "9 images", "has 8"]),
         (["data.ways=9"], ["data.ways=9", "classes"]),
@@ -164,7 +164,7 @@ def test_a_folder_that_is_no_run_cannot_be_resumed(quick: Callable[..., Any], tm
 
 
 @pytest.mark.parametrize(
-    ("typed", "word"), [("backbone.hidden=[5]", "backbone="), ("optim=sgd", "optim="), ("algo=mtl", "data=sinusoid")]
+    ("typed", "word"), [("backbone.hidden=[5]", "backbone="), ("optim=sgd", "optim="), ("algo=mtl", "algo=maml")]
 )
 def test_a_refused_resume_leaves_the_run_as_it_was(
     metarun: Callable[..., Any], quick: Callable[..., Any], typed: str, word: str
@@ -180,7 +180,7 @@ def test_a_truncated_checkpoint_is_named(metarun: Callable[..., Any], quick: Cal
     quick("hydra.run.dir=run")
     file = Path("run/checkpoints/last.pt")
     file.write_bytes(file.read_bytes()[:200])
-    one_line(metarun("resume=run"), "run/checkpoints/last.pt", "cut short")
+    one_line(metarun("resume=run"), "run/checkpoints/last.pt", "damaged", "best.pt is whole")
     shutil.rmtree("run/checkpoints")
     one_line(metarun("resume=run"), "run/checkpoints/last.pt", "no checkpoint")
 

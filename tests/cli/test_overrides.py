@@ -63,6 +63,7 @@ def test_a_value_means_what_hydra_reads_in_it(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="name it with resume="):
         for_hydra(["++test.only=TRUE"], tmp_path)
     (tmp_path / "an old run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "an old run" / "checkpoints" / "last.pt").touch()
     with pytest.raises(UserError, match="holds a run already"):
         for_hydra(['hydra.run.dir="an old run"'], tmp_path)
     assert for_hydra(["resume=null"], tmp_path) == ["resume=null"]

@@ -58,3 +58,21 @@ def test_a_killed_holder_stops_nobody(tmp_path: Path) -> None:
         holder.wait()
     with locked(tmp_path / "lock", _refused):
         pass
+    assert [*tmp_path.iterdir()] == []
+
+
+def test_of_many_processes_one_at_a_time_has_the_lock(tmp_path: Path) -> None:
+    """Each adds one to a number in a file, by reading it and then writing it: together they would lose some."""
+    script = """
+import sys
+from pathlib import Path
+from metarun.engine.lock import locked
+number = Path(sys.argv[1]) / "number"
+for _ in range(200):
+    with locked(Path(sys.argv[1]) / "lock", lambda holder: None):
+        number.write_text(str(int(number.read_text()) + 1))
+"""
+    (tmp_path / "number").write_text("0")
+    several = [subprocess.Popen([sys.executable, "-c", script, str(tmp_path)]) for _ in range(4)]
+    assert [process.wait() for process in several] == [0] * 4
+    assert (tmp_path / "number").read_text() == "800"

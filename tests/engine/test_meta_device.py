@@ -21,9 +21,10 @@ from torch.utils._pytree import tree_leaves, tree_map
 from metarun.cli import CONF
 from metarun.construct import target_of
 from metarun.engine.mapping import Parallel
-from metarun.loop import Loop, Plan, State, Window
+from metarun.loop import Loop, Plan, Window
 from metarun.maths.net import Net
 from metarun.optim.sam import SAM
+from metarun.state import State
 from metarun.types import Batch, Params, learned
 
 META = torch.device("meta")

@@ -28,8 +28,9 @@ from metarun.data.images.collection import Collection
 from metarun.engine.compile import Compiled
 from metarun.engine.mapping import Parallel
 from metarun.engine.ranks import ALONE, Team, join
-from metarun.loop import Loop, Plan, State
+from metarun.loop import Loop, Plan
 from metarun.maths.net import Net
+from metarun.state import State
 from metarun.types import Batch, Head, Heads, Params, learned
 
 ROOT = Path(__file__).parents[2]

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from metarun.engine.mapping import Parallel
-from metarun.loop import Loop, Plan, State
+from metarun.loop import Loop, Plan
 from metarun.optim.sam import SAM
+from metarun.state import State
 from metarun.tracking import checkpoint
 from metarun.types import Optimizer, Params, learned
 

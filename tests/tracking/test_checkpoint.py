@@ -107,7 +107,7 @@ def test_what_a_killed_run_left_behind_is_cleaned_up(path: Path) -> None:
 def test_a_truncated_checkpoint_names_the_one_that_can_be_read(path: Path, keep: int) -> None:
     checkpoint.save(path.with_name("best.pt"), OLD)
     path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(UserError, match=r"last\.pt is cut short .*best\.pt, which can be read") as error:
+    with pytest.raises(UserError, match=r"last\.pt is damaged .*best\.pt is whole") as error:
         checkpoint.load(path)
     assert "\n" not in str(error.value)
 
@@ -140,6 +140,26 @@ def test_a_checkpoint_cannot_run_code(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="not a checkpoint"):
         checkpoint.load(tmp_path / "last.pt")
     assert not (tmp_path / "sprung").exists()
+
+
+def test_every_flipped_bit_of_the_content_is_found(path: Path) -> None:
+    """Between the parts of the archive lie gaps, of which no bit means anything."""
+    whole, found = path.read_bytes(), 0
+    for place in range(0, len(whole), 7):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 1 << place % 8]) + whole[place + 1 :])
+        try:
+            assert checkpoint.load(path)["params"]["w"].equal(OLD["params"]["w"])  # type: ignore[index]
+        except UserError as error:
+            assert "\n" not in str(error)
+            found += 1
+    assert found > 4000 / 7  # the bytes of its numbers
+
+
+def test_missing_and_wrong_entries_are_named(path: Path) -> None:
+    for entries, told in (({"optimizer": dict}, "optimizer is missing"), ({"step": str}, "step is wrong")):
+        with pytest.raises(UserError, match=told):
+            checkpoint.load(path, entries)
+    assert checkpoint.load(path, {"step": int})["step"] == 1
 
 
 def test_something_else_than_a_dict_is_not_a_checkpoint(tmp_path: Path) -> None:

@@ -38,6 +38,11 @@ class ImageData:
     def shape(self) -> tuple[int, ...]:
         return tuple(self.images.shape[1:])
 
+    @property
+    def classes(self) -> dict[str, list[str]]:
+        """Turned ones once."""
+        return {name: list(dict.fromkeys(split.names)) for name, split in self.splits.items()}
+
     def to(self, device: torch.device, resident: Resident) -> ImageData:
         moved = {name: split.to(device) for name, split in self.splits.items()}
         return replace(self, images=placed(self.images, device, resident), splits=moved)
