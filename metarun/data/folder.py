@@ -14,16 +14,15 @@ import torch
 
 from metarun.data.draw.source import ImageData, Within, classes_by_name, split_classes
 from metarun.data.images.cache import cached
+from metarun.data.images.classes import Classes, Tree, hidden
 from metarun.data.images.collection import Recipe
 from metarun.data.images.decode import decode
 from metarun.data.images.mapped import Resident
-from metarun.types import COMPUTE_ONLY, Count, Natural, Place, UserError
+from metarun.errors import UserError, one_line, shown
+from metarun.types import COMPUTE_ONLY, Count, Natural, Place
 
 SPLITS = ("train", "val", "test")
 AUTO = (0.64, 0.16, 0.2)
-IGNORED = {"thumbs.db", "desktop.ini", "__macosx", "__pycache__"}
-
-Classes = dict[str, list[Path]]  # a class's name -> its files
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +47,14 @@ class Folder:
     resident: Annotated[Resident, COMPUTE_ONLY]
 
     def load(self, device: torch.device) -> ImageData:
-        root = Path(self.root).expanduser()
-        if not root.is_dir():
-            raise UserError(f"data.root={self.root} does not exist. Give a folder with one folder of images per class.")
-        files, listed, layout = _layout(root)
+        root = Path(os.path.expanduser(self.root))
+        if not os.path.isdir(root):
+            what = "is no folder" if os.path.lexists(root) else "does not exist"
+            raise UserError(f"data.root={shown(root)} {what}. Give a folder with one folder of images per class.")
+        tree = Tree.of(root)
+        files, listed, layout = _layout(root, tree)
+        if tree.skipped:
+            log.warning("data.root=%s: %s", shown(root), tree.left_out())
         if listed is None:
             classes, split = self._deal(range(len(files)), self._shares()), f"random (seed {self.split_seed})"
         else:
@@ -93,14 +96,14 @@ class Folder:
             splits = sum(share > 0 for share in shares)
             raise UserError(
                 f"data.ways={self.ways} needs {splits * least} classes, {least} for each of {splits} splits; "
-                f"data.root={self.root} has {len(classes)} to deal. Lower data.ways or add classes."
+                f"data.root={shown(self.root)} has {len(classes)} to deal. Lower data.ways or add classes."
             )
         generator = torch.Generator().manual_seed(self.split_seed)
         order = [classes[i] for i in torch.randperm(len(classes), generator=generator).tolist()]
         return {"train": order[:train], "val": order[train : train + val], "test": order[train + val :]}
 
     def _decode(self, root: Path, files: Classes) -> Recipe:
-        log.info("Decoding %s (once; the cache keeps it)", root)
+        log.info("Decoding %s (once; the cache keeps it)", shown(root))
         sources = [(str(path), path) for paths in files.values() for path in paths]
         counts = torch.tensor([len(paths) for paths in files.values()])
         labels = torch.arange(len(files)).repeat_interleave(counts)
@@ -109,30 +112,30 @@ class Folder:
         return Recipe(decode(sources, self.size, self.colour), shape, labels, tuple(files), groups)
 
 
-def _layout(root: Path) -> tuple[Classes, list[tuple[str, str]] | None, str]:
+def _layout(root: Path, tree: Tree) -> tuple[Classes, list[tuple[str, str]] | None, str]:
     """The class folders, the splits they are listed in (None: to be dealt), and the layout in words."""
     folders = [split for split in SPLITS if _holds_folders(root / split)]
-    lists = [split for split in SPLITS if (root / f"{split}.txt").is_file()]
+    lists = [split for split in SPLITS if os.path.isfile(root / f"{split}.txt")]
     found, ending = (lists, ".txt") if lists else (folders, "/")
     if not found:
-        return _classes(root), None, ""
+        return tree.classes(root), None, ""
     for needed in ("train", "test"):
         if needed not in found:
-            raise UserError(f"data.root={root} has {found[0]}{ending} but no {needed}{ending}. Add it.")
-    words = f"{root.name}: {' '.join(split + ending for split in found)}"
+            raise UserError(f"data.root={shown(root)} has {found[0]}{ending} but no {needed}{ending}. Add it.")
+    words = f"{shown(root.name)}: {' '.join(split + ending for split in found)}"
     if lists:
         pairs = [(split, name) for split in found for name in _lines(root / f"{split}.txt")]
-        everything = _classes(root)
+        everything = tree.classes(root)
         named = {name for _, name in pairs}
-        classes_by_name(pairs, tuple(everything), f"data.root={root}")
+        classes_by_name(pairs, tuple(everything), f"data.root={shown(root)}")
         return {name: paths for name, paths in everything.items() if name in named}, pairs, words
     files: Classes = {}
     pairs = []
     for split in found:
-        inside = _classes(root / split)
+        inside = tree.classes(root / split)
         if twice := sorted(set(inside) & set(files)):
             raise UserError(
-                f"data.root={root} has the class {twice[0]} in {split}/ and in another split, "
+                f"data.root={shown(root)} has the class {twice[0]} in {split}/ and in another split, "
                 "and splits share no class. Put all class folders into one folder: metarun deals them."
             )
         files |= inside
@@ -141,50 +144,34 @@ def _layout(root: Path) -> tuple[Classes, list[tuple[str, str]] | None, str]:
 
 
 def _holds_folders(folder: Path) -> bool:
-    return folder.is_dir() and any(path.is_dir() and not _hidden(path.name) for path in folder.iterdir())
-
-
-def _hidden(name: str) -> bool:
-    return name.startswith(".") or name.lower() in IGNORED
+    try:
+        names = os.listdir(folder)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError as error:
+        raise UserError(f"{shown(folder)} cannot be read ({error.strerror}). Mend or remove it.") from error
+    return any(not hidden(name) and os.path.isdir(folder / name) for name in names)
 
 
 def _lines(path: Path) -> list[str]:
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()  # Windows puts a mark before the first letter
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}). Mend it.") from error
-    names = [line.partition("#")[0].strip().strip("/") for line in lines]
+        raise UserError(f"{shown(path)} cannot be read ({one_line(error)}). Mend it.") from error
+    names = [shown(line.partition("#")[0].strip().strip("/")) for line in lines]
     if not any(names):
-        raise UserError(f"{path} names no class. Write the names of class folders, one a line.")
+        raise UserError(f"{shown(path)} names no class. Write the names of class folders, one a line.")
     return [name for name in names if name]
-
-
-def _classes(base: Path) -> Classes:
-    """Every folder below `base` with files in it, by its path; those in `base` itself are no class's."""
-    classes: Classes = {}
-    for place, folders, names in os.walk(base, onerror=_unreadable, followlinks=True):
-        folder = Path(place)
-        folders[:] = sorted(name for name in folders if not _hidden(name))
-        files = [folder / name for name in sorted(names) if not _hidden(name)]
-        if folder == base:
-            continue
-        if files:
-            classes[folder.relative_to(base).as_posix()] = files
-        elif not folders:
-            raise UserError(f"The class folder {folder} has no images. Add some or remove it.")
-    if not classes:
-        raise UserError(f"data.root={base} has no class folders. Give a folder with one folder of images per class.")
-    return classes
-
-
-def _unreadable(error: OSError) -> None:
-    raise UserError(f"{error.filename} cannot be read ({error.strerror}). Mend its permissions.") from error
 
 
 def _listing(root: Path, files: Mapping[str, Sequence[Path]]) -> str:
     content = hashlib.sha256()
     for name, paths in files.items():
         for path in paths:
-            stat = path.stat()
-            content.update(f"{name} {path.relative_to(root)} {stat.st_size} {stat.st_mtime_ns}\n".encode())
+            try:
+                status = path.stat()
+                state = f"{status.st_size} {status.st_mtime_ns}"
+            except OSError:  # told when it is decoded, with all others
+                state = "unreadable"
+            content.update(f"{name} {path.relative_to(root)} {state}\n".encode("utf-8", "surrogateescape"))
     return content.hexdigest()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import logging
 import math
+import os
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ from torch import Tensor
 
 from metarun.data.draw.rows import Rows
 from metarun.data.draw.table import TableData
-from metarun.data.images.cache import cached
+from metarun.data.images.cache import alone, cached
 from metarun.data.images.collection import Collection, Recipe
+from metarun.data.images.download import download
 from metarun.data.images.mapped import PIECE, Resident
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line, shown
 from metarun.types import COMPUTE_ONLY, Count, Head, Natural, Place, Targets
 
 SIZE = 28
@@ -46,7 +48,7 @@ class MnistTasks:
     resident: Annotated[Resident, COMPUTE_ONLY]
 
     def load(self, device: torch.device) -> TableData:
-        files = find(Path(self.root).expanduser())
+        files = find(Path(os.path.expanduser(self.root)))
         key = {"files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]}
         collection = cached("mnist_tasks", key, lambda: _decode(files))
         order = torch.randperm(PARTS["train"], generator=torch.Generator().manual_seed(VAL_SEED))
@@ -75,32 +77,36 @@ def _rows(targets: Targets, chosen: Tensor) -> Rows:
 
 def find(root: Path) -> list[Path]:
     """The four files in root/MNIST/raw, plain or compressed, downloaded where one is missing."""
-    found = _present(root)
-    if not found:
+    if found := _present(root):
+        return found
+    with alone("mnist", "downloads MNIST"):
+        if found := _present(root):
+            return found
         _download(root)
-        found = _present(root)
-    return found
+    return _present(root)
 
 
 def _present(root: Path) -> list[Path]:
     """Images and labels of training, images and labels of test; none if one is missing."""
     names = [f"{part}-{kind}-ubyte" for part in PARTS for kind in ("images-idx3", "labels-idx1")]
     either = [[root / "MNIST" / "raw" / f"{name}{ending}" for ending in ("", ".gz")] for name in names]
-    found = [next((path for path in pair if path.is_file()), None) for pair in either]
+    found = [next((path for path in pair if os.path.isfile(path)), None) for pair in either]
     return [] if None in found else [path for path in found if path is not None]
 
 
 def _download(root: Path) -> None:
-    log.info("Downloading MNIST to %s", root)
+    log.info("Downloading MNIST to %s", shown(root))
     try:
         from torchvision.datasets import MNIST
 
-        MNIST(str(root), download=True)
+        def fetch(place: str) -> None:
+            MNIST(place, download=True)
+
+        download(root, "MNIST/raw/*", fetch)
     except Exception as error:  # no network, no torchvision, one that does not fit torch: one remedy for all
-        reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
-            f"data.root={root} has no MNIST, and its download failed ({reason}). Put the authors' four files "
-            f"(train-images-idx3-ubyte.gz, ...) into {root / 'MNIST' / 'raw'}."
+            f"data.root={shown(root)} has no MNIST, and its download failed ({one_line(error)}). Put the authors' four "
+            f"files (train-images-idx3-ubyte.gz, ...) into {shown(root / 'MNIST' / 'raw')}."
         ) from error
 
 
@@ -116,12 +122,18 @@ def _decode(files: list[Path]) -> Recipe:
 
 def _read(path: Path, shape: tuple[int, ...]) -> Tensor:
     """An IDX file of bytes: two zeros, a type, how many dimensions, the dimensions in four bytes each, the content."""
-    try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, zlib.error) as error:
-        raise UserError(f"{path} is damaged ({error}). Remove it, and it is downloaded again.") from error
     head = bytes([0, 0, UNSIGNED_BYTE, len(shape)]) + np.array(shape, ">i4").tobytes()
-    if not content.startswith(head) or len(content) != len(head) + math.prod(shape):
+    length = len(head) + math.prod(shape)
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(length + 1)  # no more, whatever it unpacks to
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(
+            f"{shown(path)} is damaged ({one_line(error)}). Remove it, and it is downloaded again."
+        ) from error
+    if not content.startswith(head) or len(content) != length:
         wanted = " x ".join(map(str, shape))
-        raise UserError(f"{path} does not hold {wanted} bytes as MNIST's. Remove it, and it is downloaded again.")
+        raise UserError(
+            f"{shown(path)} does not hold {wanted} bytes as MNIST's. Remove it, and it is downloaded again."
+        )
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=len(head)).reshape(shape).copy())

@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 import torch
 
 from metarun.data.draw.source import ImageData, Within, classes_by_name, split_classes
-from metarun.data.images.cache import cached
+from metarun.data.images.cache import alone, cached
 from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.decode import decode
+from metarun.data.images.download import download
 from metarun.data.images.mapped import Resident
-from metarun.errors import UserError, one_line
+from metarun.errors import UserError, one_line, shown
 from metarun.types import COMPUTE_ONLY, PLACE, Count, Natural, Place
 
 PARTS = {"images_background": 964, "images_evaluation": 659}  # characters of each
 DRAWINGS = 20
 TRAIN, VAL = 1100, 100  # the other 423 test
 VAL_ALPHABETS = 5
+UNPACKED = 2**26  # bytes: a part of the authors' has 5 MB
+BOUNDED = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # ways to compress of which no more is unpacked than is asked for
 SPLITS = ("train", "val", "test")
 
 log = logging.getLogger(__name__)
@@ -48,7 +52,7 @@ class Omniglot:
     resident: Annotated[Resident, COMPUTE_ONLY]
 
     def load(self, device: torch.device) -> ImageData:
-        sources = find(Path(self.root).expanduser())
+        sources = find(Path(os.path.expanduser(self.root)))
         key = {"size": self.size, "sources": [_listing(source) for source in sources]}
         collection = cached("omniglot", key, lambda: _decode(sources, self.size))
         classes, split = self._split(collection)
@@ -66,14 +70,14 @@ class Omniglot:
         if self.split == "lake":
             return _lake(collection, generator), f"lake ({VAL_ALPHABETS} alphabets validate, seed {self.split_seed})"
         if self.split == "file":
-            return self._listed(collection), f"file ({Path(str(self.split_file)).name})"
+            return self._listed(collection), f"file ({shown(Path(str(self.split_file)).name)})"
         raise UserError(f"data.split={self.split} is not known. Take random, lake or file.")
 
     def _listed(self, collection: Collection) -> dict[str, list[int]]:
         if self.split_file is None:
             raise UserError("data.split=file needs data.split_file: a text file of lines `train Greek/character01`.")
-        source = f"data.split_file={self.split_file}"
-        classes = classes_by_name(_pairs(Path(self.split_file), source), collection.names, source)
+        source = f"data.split_file={shown(self.split_file)}"
+        classes = classes_by_name(_pairs(os.path.expanduser(self.split_file), source), collection.names, source)
         if absent := [split for split in SPLITS if split not in classes]:
             raise UserError(f"{source} has no line for {' and '.join(absent)}. Add some.")
         return classes
@@ -99,11 +103,13 @@ def _lake(collection: Collection, generator: torch.Generator) -> dict[str, list[
     }
 
 
-def _pairs(path: Path, source: str) -> list[tuple[str, str]]:
+def _pairs(path: str, source: str) -> list[tuple[str, str]]:
     try:
-        lines = path.expanduser().read_text(encoding="utf-8").splitlines()
+        if not os.path.isfile(path):
+            raise FileNotFoundError("there is no such file")
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()  # Windows puts a mark before the first letter
     except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{source} cannot be read ({error}). Mend the path or the file.") from error
+        raise UserError(f"{source} cannot be read ({one_line(error)}). Mend the path or the file.") from error
     pairs = []
     for number, line in enumerate(lines, 1):
         split, _, name = line.partition("#")[0].strip().partition(" ")
@@ -116,34 +122,39 @@ def _pairs(path: Path, source: str) -> list[tuple[str, str]]:
 
 def find(root: Path) -> list[Path]:
     """The two zips or unpacked folders under `root`, downloaded where they are missing."""
-    found = _present(root)
-    if len(found) < len(PARTS):
+    if found := _present(root):
+        return found
+    with alone("omniglot", "downloads Omniglot"):
+        if found := _present(root):
+            return found
         _download(root)
-        found = _present(root)
-    return found
+    return _present(root)
 
 
 def _present(root: Path) -> list[Path]:
     """Zips first: they check their own content."""
     for base in (root, root / "omniglot-py"):
-        either = [[base / f"{part}.zip", base / part] for part in PARTS]
-        found = [next((path for path in pair if path.exists()), None) for pair in either]
-        if None not in found:
-            return [path for path in found if path is not None]
+        zips = [base / f"{part}.zip" for part in PARTS]
+        either = [path if os.path.isfile(path) else path.with_suffix("") for path in zips]
+        if all(path in zips or os.path.isdir(path) for path in either):
+            return either
     return []
 
 
 def _download(root: Path) -> None:
-    log.info("Downloading Omniglot to %s", root)
+    log.info("Downloading Omniglot to %s", shown(root))
     try:
         from torchvision.datasets import Omniglot as Original
 
-        for background in (True, False):
-            Original(str(root), background=background, download=True)
+        def fetch(place: str) -> None:
+            for background in (True, False):
+                Original(place, background=background, download=True)
+
+        download(root, "omniglot-py/*.zip", fetch)
     except Exception as error:  # no network, no torchvision, one that does not fit torch: one remedy for all
         reason = one_line(error)
         raise UserError(
-            f"data.root={root} has no Omniglot, and its download failed ({reason}). Put "
+            f"data.root={shown(root)} has no Omniglot, and its download failed ({reason}). Put "
             "images_background.zip and images_evaluation.zip of github.com/brendenlake/omniglot there, "
             "or take data=glyphs, which needs no download."
         ) from error
@@ -153,8 +164,11 @@ def _listing(source: Path) -> tuple[str, str]:
     """Cheap words for what a source holds: they change when its files do."""
     if source.is_file():
         return source.name, str(source.stat().st_size)
-    files = sorted(f"{path.relative_to(source)} {path.stat().st_size}" for path in source.rglob("*.png"))
-    return source.name, hashlib.sha256("\n".join(files).encode()).hexdigest()
+    try:
+        files = sorted(f"{path.relative_to(source)} {path.stat().st_size}" for path in source.rglob("*.png"))
+    except OSError as error:
+        raise _damaged(source, error) from error
+    return source.name, hashlib.sha256("\n".join(files).encode("utf-8", "surrogateescape")).hexdigest()
 
 
 def _decode(sources: Sequence[Path], size: int) -> Recipe:
@@ -172,15 +186,38 @@ def _decode(sources: Sequence[Path], size: int) -> Recipe:
 
 
 def _read(source: Path) -> dict[str, bytes]:
-    """Every PNG by `alphabet/character/file`."""
+    """Every PNG by `alphabet/character/file`; what unpacks to far more than the authors' drawings is not read on."""
+    files: dict[str, bytes] = {}
+    left = UNPACKED
     try:
-        if source.is_dir():
-            return {path.relative_to(source).as_posix(): path.read_bytes() for path in source.rglob("*.png")}
-        with zipfile.ZipFile(source) as archive:
-            inside = [name for name in archive.namelist() if name.startswith(f"{source.stem}/")]
-            return {name.partition("/")[2]: archive.read(name) for name in inside if name.lower().endswith(".png")}
-    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise UserError(f"{source} is damaged ({error}). Remove it, and it is downloaded again.") from error
+        for name, opened in _pngs(source):
+            with opened as file:
+                files[name] = file.read(left + 1)
+            left -= len(files[name])
+            if left < 0:
+                raise ValueError(f"it unpacks to more than {UNPACKED >> 20} MB")
+    except (OSError, zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError, ValueError) as error:
+        raise _damaged(source, error) from error
+    return files
+
+
+def _pngs(source: Path) -> Iterator[tuple[str, IO[bytes]]]:
+    if source.is_dir():
+        for path in source.rglob("*.png"):
+            if not path.is_file():
+                raise ValueError(f"{shown(path)} is no regular file")
+            yield path.relative_to(source).as_posix(), path.open("rb")
+        return
+    with zipfile.ZipFile(source) as archive:
+        for entry in archive.infolist():
+            if entry.filename.startswith(f"{source.stem}/") and entry.filename.lower().endswith(".png"):
+                if entry.compress_type not in BOUNDED:
+                    raise NotImplementedError("it is compressed by another method than the authors'")
+                yield entry.filename.partition("/")[2], archive.open(entry)
+
+
+def _damaged(source: Path, error: Exception) -> UserError:
+    return UserError(f"{shown(source)} is damaged ({one_line(error)}). Remove it, and it is downloaded again.")
 
 
 def _characters(source: Path, files: dict[str, Any], expected: int) -> list[str]:
@@ -192,7 +229,7 @@ def _characters(source: Path, files: dict[str, Any], expected: int) -> list[str]
     remedy = f"Remove {source.name}, and it is downloaded again."
     for name, count in drawings.items():
         if count != DRAWINGS:
-            raise UserError(f"{source}: {name} has {count} drawings instead of {DRAWINGS}. {remedy}")
+            raise UserError(f"{shown(source)}: {shown(name)} has {count} drawings instead of {DRAWINGS}. {remedy}")
     if len(drawings) != expected:
-        raise UserError(f"{source} has {len(drawings)} characters instead of {expected}. {remedy}")
+        raise UserError(f"{shown(source)} has {len(drawings)} characters instead of {expected}. {remedy}")
     return list(drawings)

@@ -21,6 +21,7 @@ import metarun
 from metarun.engine.cache import cache_folder
 from metarun.engine.device import processor
 from metarun.engine.mapping import Parallel
+from metarun.errors import one_line, shown
 from metarun.types import MetaGradient, Params
 
 log = logging.getLogger("metarun")
@@ -113,4 +114,4 @@ def _write(entry: Path, content: dict[str, Any]) -> None:
         fresh.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
         fresh.replace(entry)
     except OSError as error:
-        log.info("%s cannot be written (%s): parallel=auto measures again next time.", entry, error)
+        log.warning("%s cannot be written (%s): parallel=auto measures again next time.", shown(entry), one_line(error))

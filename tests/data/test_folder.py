@@ -10,7 +10,9 @@ import pytest
 import torch
 from PIL import Image
 
+from metarun.data import folder as module
 from metarun.data.draw.source import ImageData
+from metarun.data.images import cache, classes
 from metarun.errors import UserError
 
 Load = Callable[..., ImageData]
@@ -171,11 +173,167 @@ def test_hidden_files_are_ignored(folder: Load, tmp_path: Path) -> None:
     assert folder(root).fingerprint == before
 
 
-def test_a_file_that_is_no_image_is_named(folder: Load, tmp_path: Path) -> None:
+def test_a_file_that_is_no_image_though_its_name_says_so_is_named(folder: Load, tmp_path: Path) -> None:
     root = animals(tmp_path, *"abcdef")
-    (root / "c" / "notes.txt").write_text("a cat")
+    (root / "c" / "cat.PNG").write_text("a cat")
     error = refused(folder, root)
-    assert f"{root / 'c' / 'notes.txt'} cannot be read as an image (unknown format)" in error
+    assert f"{root / 'c' / 'cat.PNG'} cannot be read as an image (unknown format). Replace or remove it." in error
+
+
+def test_all_images_that_cannot_be_read_are_told_at_once(folder: Load, tmp_path: Path) -> None:
+    root = animals(tmp_path, *"abcdef")
+    wrong = [root / name / f"broken{number:02}.jpg" for name in "af" for number in range(8)]
+    for path in wrong:
+        path.write_bytes(b"")
+    error = refused(folder, root)
+    assert error.startswith("16 of 34 images cannot be read: ") and error.endswith(
+        " and 6 more. Replace or remove them."
+    )
+    assert all(str(path) in error for path in wrong[:10]) and str(wrong[10]) not in error
+
+
+def test_files_that_are_no_images_by_their_suffix_are_counted_and_skipped(
+    folder: Load, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = animals(tmp_path, *"abcdef")
+    before = folder(root).fingerprint
+    assert not caplog.messages
+    for name in ("a/notes.txt", "a/more.TXT", "b/labels", "c/film.mpg", "c/drawing.eps"):
+        (root / name).write_text("no image")
+    assert folder(root).fingerprint == before
+    assert caplog.messages == [
+        f"data.root={root}: Files skipped, whose suffix is no image's: 5 (.txt: 2, none: 1, .eps: 1, .mpg: 1)."
+    ]
+
+
+def test_a_suffix_may_be_written_in_capitals_and_of_another_format(folder: Load, tmp_path: Path) -> None:
+    root = animals(tmp_path, *"abcdef")
+    before = folder(root).fingerprint
+    for number, ending in enumerate(("PNG", "JPG", "Tiff")):
+        (root / "c" / f"{number}.png").rename(root / "c" / f"{number}.{ending}")
+    assert folder(root).fingerprint == before
+
+
+def test_class_folders_without_images_are_told_at_once(folder: Load, tmp_path: Path) -> None:
+    root = animals(tmp_path, *"abcdef")
+    for name in ("g", "h"):
+        (root / name).mkdir()
+        (root / name / "photo.heic").write_text("what phones write")
+    assert refused(folder, root) == (
+        f"The class folder {root / 'g'} has no images, nor have {root / 'h'}. Add some or remove it. "
+        "Files skipped, whose suffix is no image's: 2 (.heic: 2)."
+    )
+
+
+def test_a_file_beside_class_folders_makes_no_class(folder: Load, tmp_path: Path) -> None:
+    root = animals(tmp_path, *(f"Greek/{name}" for name in "abcdef"))
+    (root / "Greek" / "readme.txt").write_text("letters")
+    assert sum(sizes(folder(root))) == 6
+
+
+@pytest.mark.parametrize("target", ["", "a", ".."])
+def test_a_link_to_a_parent_is_refused(folder: Load, tmp_path: Path, target: str) -> None:
+    root = animals(tmp_path / "photos", *"abcdef")
+    (root / "a" / "loop").symlink_to(root / target)
+    assert refused(folder, root) == (
+        f"{root / 'a' / 'loop'} and {(root / target).resolve()} are the same folder. Remove the link."
+    )
+
+
+def test_a_class_that_is_another_one_by_a_link_is_refused_across_splits_too(folder: Load, tmp_path: Path) -> None:
+    animals(tmp_path / "train", *"abcd")
+    animals(tmp_path / "test", "e", "f")
+    (tmp_path / "test" / "g").symlink_to(tmp_path / "train" / "b")
+    assert "test/g and " in refused(folder, tmp_path) and "are the same folder" in refused(folder, tmp_path)
+
+
+def test_links_to_classes_elsewhere_are_followed(folder: Load, tmp_path: Path) -> None:
+    animals(tmp_path / "store", *"abcdef")
+    (tmp_path / "photos").mkdir()
+    for name in "abcdef":
+        (tmp_path / "photos" / name).symlink_to(tmp_path / "store" / name)
+    assert folder(tmp_path / "photos").fingerprint == folder(tmp_path / "store").fingerprint
+
+
+def test_only_regular_files_are_opened(folder: Load, tmp_path: Path) -> None:
+    root = animals(tmp_path, *"abcdef")
+    os.mkfifo(root / "a" / "9.png")
+    (root / "b" / "9.png").symlink_to("/dev/zero")
+    (root / "c" / "9.png").symlink_to("nowhere")
+    (root / "d" / "9.png").symlink_to("9.png")
+    reasons = ["no regular file", "no regular file", "No such file or directory", "Too many levels of symbolic links"]
+    told = ", ".join(f"{root / name / '9.png'} ({reason})" for name, reason in zip("abcd", reasons))
+    assert refused(folder, root) == f"4 of 22 images cannot be read: {told}. Replace or remove them."
+
+
+def test_an_unreadable_file_is_named(folder: Load, tmp_path: Path) -> None:
+    root = animals(tmp_path, *"abcdef")
+    (root / "c" / "1.png").chmod(0)
+    if os.access(root / "c" / "1.png", os.R_OK):
+        pytest.skip("this user (root?) reads every file")
+    assert "c/1.png cannot be read as an image (Permission denied)" in refused(folder, root)
+
+
+def test_a_folder_that_vanishes_while_it_is_read_is_named(
+    folder: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root = animals(tmp_path / "photos", *"abcdefg")
+    scan = os.scandir
+
+    def scandir(place: Path) -> Any:
+        found = scan(place)
+        if place == root / "a":
+            (root / "c").rename(tmp_path / "gone")
+        return found
+
+    with monkeypatch.context() as patch:
+        patch.setattr(classes.os, "scandir", scandir)
+        assert refused(folder, root) == f"{root / 'c'} cannot be read (No such file or directory). Mend or remove it."
+
+    def cached(name: str, key: Any, make: Callable[[], Any]) -> Any:
+        (root / "d").rename(tmp_path / "gone too")
+        return cache.cached(name, key, make)
+
+    monkeypatch.setattr(module, "cached", cached)
+    assert refused(folder, root).startswith(f"3 of 18 images cannot be read: {root / 'd' / '0.png'} (No such")
+
+
+def test_names_that_are_no_utf8_are_shown_with_escapes(folder: Load, tmp_path: Path) -> None:
+    root = animals(tmp_path, *"abcde", os.fsdecode(b"caf\xe9"))
+    data = folder(root)
+    assert r"caf\xe9" in names(data, "train") | names(data, "val") | names(data, "test")
+    assert folder(root).fingerprint == data.fingerprint
+    (root / os.fsdecode(b"caf\xe9") / os.fsdecode(b"\xff\n.png")).touch()
+    assert rf"{root}/caf\xe9/\xff\n.png cannot be read" in refused(folder, root)
+
+
+def test_two_classes_that_are_shown_alike_are_refused(folder: Load, tmp_path: Path) -> None:
+    root = animals(tmp_path, *"abcde", os.fsdecode(b"\xe9"), r"\xe9")
+    assert refused(folder, root) == rf"{root} has two class folders that are shown as \xe9. Rename one."
+
+
+def test_lists_name_classes_as_they_are_shown(folder: Load, tmp_path: Path) -> None:
+    root = animals(tmp_path, *"abcde", os.fsdecode(b"caf\xe9"))
+    (root / "train.txt").write_bytes(b"\xef\xbb\xbfa\r\nb\r\n")  # as Windows writes it
+    (root / "val.txt").write_text("c\nd")
+    (root / "test.txt").write_text("e\ncaf\\xe9")
+    data = folder(root)
+    assert names(data, "train") == {"a", "b"} and names(data, "test") == {"e", r"caf\xe9"}
+
+
+def test_classes_whose_names_differ_in_case_are_two(folder: Load, tmp_path: Path) -> None:
+    if (tmp_path / "probe").mkdir() or (tmp_path / "PROBE").exists():
+        pytest.skip("this file system does not tell them apart")
+    (tmp_path / "probe").rmdir()
+    data = folder(animals(tmp_path, *"abcABC"))
+    assert len(names(data, "train") | names(data, "val") | names(data, "test")) == 6
+
+
+def test_a_root_that_is_no_folder_or_cannot_be_is_refused(folder: Load, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "file is no folder. Give" in refused(folder, tmp_path / "file")
+    for root in ("x" * 5000, "~nobody-here/photos", "a\0b"):
+        assert "does not exist. Give" in refused(folder, Path(root))
 
 
 @pytest.mark.parametrize("junk", [False, True])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import struct
 import sys
+import tracemalloc
 import types
 from collections.abc import Callable
 from pathlib import Path
@@ -192,6 +193,31 @@ def test_a_damaged_file_is_named(small: Load, tmp_path: Path, damage: str) -> No
     error = refused(small, tmp_path)
     assert error.startswith(f"{path} ") and error.endswith("Remove it, and it is downloaded again.")
     assert ("is damaged" if damage == "packed" else "does not hold 60 x 28 x 28 bytes") in error
+
+
+def test_no_more_is_unpacked_than_there_may_be(small: Load, tmp_path: Path) -> None:
+    raw = write(tmp_path, packed=True)
+    path = raw / "t10k-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(idx(content("t10k")[0]) + bytes(2**26)))
+    tracemalloc.start()
+    try:
+        assert f"{path} does not hold 20 x 28 x 28 bytes" in refused(small, tmp_path)
+        assert tracemalloc.get_traced_memory()[1] < 2**24
+    finally:
+        tracemalloc.stop()
+
+
+def test_a_failed_download_leaves_nothing(small: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def original(root: str, download: bool) -> None:
+        (Path(root) / "MNIST" / "raw").mkdir(parents=True)
+        raise OSError("the network is gone")
+
+    datasets = types.ModuleType("torchvision.datasets")
+    datasets.MNIST = original  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
+    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
+    assert "its download failed (the network is gone)" in refused(small, tmp_path / "data")
+    assert [*tmp_path.iterdir()] == []
 
 
 @pytest.mark.usefixtures("offline")

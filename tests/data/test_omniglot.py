@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import http.server
+import os
 import sys
 import threading
+import tracemalloc
 import types
 import zipfile
 from collections.abc import Callable, Iterator
@@ -166,7 +168,7 @@ def test_a_change_of_the_files_is_seen_through_the_cache(small: Load, tmp_path: 
     pack(tmp_path, "images_evaluation", {**files, "images_evaluation/readme.txt": b"another size"})
     assert small(tmp_path).fingerprint != before.fingerprint
     assert small(tmp_path, size=14).shape == (1, 14, 14)
-    assert len(list(own_cache.iterdir())) == 3
+    assert len(list(own_cache.glob("omniglot-*"))) == 3
 
 
 def one_line_error(small: Load, root: Path, **keys: Any) -> str:
@@ -208,6 +210,58 @@ def test_a_broken_zip_is_named(small: Load, tmp_path: Path, damage: str) -> None
         content[200:240] = bytes(byte ^ 255 for byte in content[200:240])
     path.write_bytes(bytes({"cut": content[: len(content) // 2], "flipped": content, "text": b"404"}[damage]))
     assert "images_background.zip is damaged" in one_line_error(small, tmp_path)
+
+
+def peak(work: Callable[[], object]) -> int:
+    """Bytes of Python's that were in use at once."""
+    tracemalloc.start()
+    try:
+        work()
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", ["DEFLATED", "BZIP2", "LZMA"])
+def test_a_zip_is_not_unpacked_to_more_than_it_may_hold(
+    small: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str
+) -> None:
+    pack_all(tmp_path)
+    with zipfile.ZipFile(tmp_path / "images_background.zip", "w", getattr(zipfile, f"ZIP_{method}")) as archive:
+        archive.writestr("images_background/A/character01/00.png", bytes(2**26))
+    monkeypatch.setattr(module, "UNPACKED", 2**20)
+    message = "it unpacks to more than 1 MB" if method == "DEFLATED" else "it is compressed by another method"
+    assert peak(lambda: one_line_error(small, tmp_path)) < 2**24
+    assert f"images_background.zip is damaged ({message}" in one_line_error(small, tmp_path)
+
+
+def test_many_files_together_are_bounded_too(small: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pack_all(tmp_path)
+    monkeypatch.setattr(module, "UNPACKED", 20_000)
+    assert "it unpacks to more than 0 MB" in one_line_error(small, tmp_path)
+
+
+@pytest.mark.parametrize("place", ["images_background.zip", "images_background/A/character01/00.png"])
+def test_pipes_are_not_waited_for(small: Load, tmp_path: Path, offline: None, place: str) -> None:
+    pack_all(tmp_path)
+    zipfile.ZipFile(tmp_path / "images_background.zip").extractall(tmp_path)
+    (tmp_path / "images_background.zip").unlink()
+    (tmp_path / place).unlink(missing_ok=True)
+    os.mkfifo(tmp_path / place)
+    if place.endswith("zip"):
+        assert len(small(tmp_path).images) == 360  # the folder beside it is taken
+    else:
+        assert f"is damaged ({tmp_path / place} is no regular file)" in one_line_error(small, tmp_path)
+
+
+def test_a_drawing_that_is_a_link_to_nowhere_is_told(small: Load, tmp_path: Path) -> None:
+    pack_all(tmp_path / "zips")
+    for part in SMALL:
+        zipfile.ZipFile(tmp_path / "zips" / f"{part}.zip").extractall(tmp_path)
+    drawing = tmp_path / "images_evaluation" / "S" / "character01" / "00.png"
+    drawing.unlink()
+    drawing.symlink_to("gone")
+    assert "images_evaluation is damaged ([Errno 2] No such file" in one_line_error(small, tmp_path)
 
 
 def listed(path: Path, *lines: str) -> dict[str, str]:
@@ -280,13 +334,36 @@ def test_a_download_is_used_and_not_repeated(small: Load, tmp_path: Path, monkey
         part = "images_background" if background else "images_evaluation"
         pack(Path(root) / "omniglot-py", part, small_files(part))
 
+    torchvision_with(monkeypatch, original)
+    assert len(small(tmp_path / "new").splits["test"].counts) == 4
+    small(tmp_path / "new")
+    assert calls == [(True, True), (False, True)]
+
+
+@pytest.mark.parametrize("root", ["data", "data/deep/er", "there"])
+def test_a_refused_or_failed_download_leaves_nothing(
+    small: Load, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, root: str
+) -> None:
+    (tmp_path / "there").mkdir()
+
+    def original(root: str, background: bool, download: bool) -> None:
+        place = Path(root) / "omniglot-py"
+        place.mkdir(exist_ok=True)
+        (place / "images_background.zip").write_bytes(b"half of")
+        if not background:
+            raise OSError("the network is gone")
+
+    for answer in (None, original):
+        torchvision_with(monkeypatch, answer)
+        assert "its download failed (" in one_line_error(small, tmp_path / root)
+        assert [*tmp_path.rglob("*")] == [tmp_path / "there"]
+
+
+def torchvision_with(monkeypatch: pytest.MonkeyPatch, original: Callable[..., None] | None) -> None:
     datasets = types.ModuleType("torchvision.datasets")
     datasets.Omniglot = original  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "torchvision", types.ModuleType("torchvision"))
     monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
-    assert len(small(tmp_path / "new").splits["test"].counts) == 4
-    small(tmp_path / "new")
-    assert calls == [(True, True), (False, True)]
 
 
 @pytest.fixture

@@ -10,7 +10,8 @@ import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.mapped import SHARE, Mapped
 from metarun.engine.cache import cache_folder
 from metarun.engine.device import free_memory
-from metarun.errors import UserError, one_line
+from metarun.engine.lock import locked
+from metarun.errors import UserError, one_line, shown
 
 FORMAT = 1
 LARGE = 2**30  # bytes: to read all of more than that at each start takes too long
@@ -31,20 +33,48 @@ log = logging.getLogger(__name__)
 
 
 def cached(name: str, key: dict[str, Any], make: Callable[[], Recipe]) -> Collection:
-    """The collection that `make` describes, from disk where an entry of this key is whole."""
+    """The collection that `make` describes, from disk where an entry of this key is whole.
+
+    Of processes that start together one makes it, and the others wait for it.
+    """
     text = json.dumps({"format": FORMAT, "name": name, **key}, sort_keys=True)
     entry = cache_folder() / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
     found = _read(entry, text)
-    if found is not None:
+    if isinstance(found, Collection):
         return found
+    with alone(entry.name, "decodes the same images"):
+        found = _read(entry, text)  # another process may have been first
+        if isinstance(found, Collection):
+            return found
+        if found:
+            log.warning("The cache entry %s is damaged (%s): it is built anew.", shown(entry), found)
+        return _made(entry, text, make)
+
+
+@contextmanager
+def alone(name: str, doing: str) -> Iterator[None]:
+    """One process at a time, by a lock of this name in the cache; where the cache takes none, nobody waits."""
+
+    def wait(holder: str) -> None:
+        log.warning("Waiting for %s, which %s.", holder, doing)
+
+    with ExitStack() as held:
+        with suppress(OSError):
+            held.enter_context(locked(cache_folder() / "locks" / name, wait))
+        yield
+
+
+def _made(entry: Path, text: str, make: Callable[[], Recipe]) -> Collection:
     try:
         return _write(entry, text, make())
     except OSError as error:
-        if (found := _read(entry, text)) is not None:  # a twin process was first
+        found = _read(entry, text)
+        if isinstance(found, Collection):  # where there are no locks, a twin process was first
             return found
         recipe = make()
-        _check_memory(recipe, f"{entry} cannot be written ({error})")
-        log.warning("%s cannot be written (%s): the images are decoded again next time.", entry, error)
+        words = f"{shown(entry)} cannot be written ({one_line(error)})"
+        _check_memory(recipe, words)
+        log.warning("%s: the images are decoded again next time. METARUN_CACHE names another folder.", words)
         return recipe.in_memory()
 
 
@@ -60,10 +90,11 @@ def _bytes(recipe: Recipe) -> int:
     return len(recipe.labels) * math.prod(recipe.shape)
 
 
-def _read(entry: Path, text: str) -> Collection | None:
+def _read(entry: Path, text: str) -> Collection | str:
+    """What the entry holds, or what is wrong with it: nothing where there is none."""
     try:
-        if not entry.is_dir():
-            return None
+        if not os.path.isdir(entry):
+            return ""
         manifest = json.loads((entry / "manifest.json").read_text(encoding="utf-8"))
         images = _mapped(entry, entry)
         labels = torch.tensor(manifest["labels"], dtype=torch.int64)
@@ -74,13 +105,11 @@ def _read(entry: Path, text: str) -> Collection | None:
             found = Collection.of(images, labels, names, groups)
             if manifest["fingerprint"] == found.fingerprint:
                 return found
-        reason = "its content does not match its manifest"
+        return "its content does not match its manifest"
     except FileNotFoundError:
-        reason = "a file is missing"
+        return "a file is missing"
     except Exception as error:  # whatever is wrong with it, the remedy is the same
-        reason = one_line(error)
-    log.warning("The cache entry %s is damaged (%s): it is built anew.", entry, reason)
-    return None
+        return one_line(error)
 
 
 def _mapped(folder: Path, entry: Path) -> Mapped:

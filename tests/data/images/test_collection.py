@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from io import BytesIO
@@ -12,7 +13,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from benchmarks.hostile import bare_png
 from metarun.data.draw.source import ImageData, classes_by_name, split_classes
+from metarun.data.images import decode as decoding
 from metarun.data.images.collection import Collection
 from metarun.data.images.decode import decode as pieces
 from metarun.data.images.mapped import PIECE
@@ -193,3 +196,84 @@ def test_a_file_that_is_no_image_is_named_in_one_line(content: bytes) -> None:
     with pytest.raises(UserError, match=r"cats/tom\.png cannot be read as an image") as error:
         decode([("cats/tom.png", content)], 4, colour=False)
     assert "\n" not in str(error.value)
+
+
+def test_all_that_cannot_be_read_is_told_after_the_last_piece() -> None:
+    files = [(f"{m}.png", png(Image.new("L", (2, 2))) if m % 2 else b"") for m in range(PIECE + 9)]
+    with pytest.raises(
+        UserError, match=rf"^133 of {PIECE + 9} images cannot be read: 0\.png \(unkn.*, 18\.png .* and 123 more\."
+    ):
+        decode(files, 2, colour=False)
+
+
+def jpeg(side: int, **options: object) -> bytes:
+    buffer = BytesIO()
+    Image.new("L", (side, side), 90).save(buffer, "JPEG", **options)
+    return buffer.getvalue()
+
+
+def test_an_image_of_too_many_pixels_is_refused_by_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
+    for side in (10_001, 40_000):
+        with pytest.raises(UserError, match=r"^bomb cannot be read as an image \(more than \d+ million pixels\)"):
+            decode([("bomb", bare_png(side, side, 0))], 4, colour=False)
+    monkeypatch.setattr(decoding, "PIXELS", 1000)
+    assert decode([("", jpeg(60))], 5, colour=False).shape == (1, 1, 5, 5)  # decoded at half its size
+    for content in (jpeg(60, progressive=True), png(Image.new("L", (60, 60)))):  # decoded whole
+        with pytest.raises(UserError, match="more than"):
+            decode([("", content)], 5, colour=False)
+
+
+def test_large_images_are_decoded_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    at_once, most = [], []
+
+    def opaque(image: Image.Image) -> Image.Image:
+        at_once.append(image)
+        most.append(len(at_once))
+        time.sleep(0.01)
+        at_once.pop()
+        return image
+
+    monkeypatch.setattr(decoding, "_opaque", opaque)
+    monkeypatch.setattr(decoding, "LARGE", 8)
+    decode([("", png(Image.new("L", (3, 3))))] * 8, 2, colour=False)
+    assert max(most) == 1
+
+
+def test_what_pil_warns_of_is_no_noise(monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder) -> None:
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 50)
+    assert decode([("", png(Image.new("L", (8, 8), 7)))], 2, colour=False).eq(7).all()
+    assert not recwarn.list
+
+
+def test_of_an_animation_or_a_stack_the_first_image_counts() -> None:
+    frames = [Image.new("L", (9, 9), shade) for shade in (200, 0, 90)]
+    for kind in ("GIF", "TIFF", "PNG", "WEBP"):
+        buffer = BytesIO()
+        frames[0].save(buffer, kind, save_all=True, append_images=frames[1:])
+        assert (decode([(kind, buffer.getvalue())], 3, colour=False).int() - 200).abs().max() <= 2
+
+
+def test_ink_that_is_subtracted_is_understood_and_floats_are_refused() -> None:
+    contents = []
+    for mode, value in (("CMYK", (0, 255, 255, 0)), ("F", 0.5)):
+        buffer = BytesIO()
+        Image.new(mode, (4, 4), value).save(buffer, "TIFF")
+        contents.append((mode, buffer.getvalue()))
+    assert decode(contents[:1], 2, colour=True)[0, :, 0, 0].tolist() == [255, 0, 0]
+    with pytest.raises(UserError, match=r"^F cannot be read as an image \(pixels are floating-point numbers"):
+        decode(contents, 2, colour=True)
+
+
+def test_no_other_program_is_asked_to_draw() -> None:
+    program = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\nshowpage\n"
+    with pytest.raises(UserError, match="EPS is no format of pixels"):
+        decode([("a.png", program)], 2, colour=False)
+    assert ".eps" not in decoding.suffixes() and {".png", ".jpg", ".webp", ".mpo"} <= decoding.suffixes()
+
+
+def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
+    with (tmp_path / "a.png").open("wb") as file:
+        file.write(png(Image.new("L", (4, 4))))
+        file.truncate(2**31)
+    with pytest.raises(UserError, match=r"a\.png cannot be read as an image \(2\.1 GB\)"):
+        decode([("a.png", tmp_path / "a.png")], 2, colour=False)
