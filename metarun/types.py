@@ -12,7 +12,7 @@ Letters for shapes: T tasks, N ways, K shots, Q queries per class, B rows, D fea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 # Who knows the other words finds these here.
-from metarun.construct import COMPUTE_ONLY, AtLeast, Count, Natural, Rate, Share  # noqa: F401
+from metarun.construct import COMPUTE_ONLY, PROTOCOL, AtLeast, Count, Natural, Rate, Share  # noqa: F401
 from metarun.errors import UserError  # noqa: F401
 
 Params = dict[str, Tensor]
@@ -92,7 +92,7 @@ class Sampler(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A text that differs wherever the same draw would fetch something else."""
+        """A text that differs wherever the same draw would fetch other images or targets."""
         ...
 
     @property
@@ -124,6 +124,16 @@ class Data(Protocol):
     @property
     def protocol(self) -> dict[str, Any]:
         """What a reader of results must know of it: the split, the rotations."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that differs wherever the content does: what a resumed run is held against."""
+        ...
+
+    @property
+    def classes(self) -> Mapping[str, Sequence[str]]:
+        """The names of each split's classes, for people; empty where there are no classes to draw."""
         ...
 
     @property
