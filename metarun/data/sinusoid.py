@@ -35,6 +35,11 @@ class SinusoidData:
 
     metric: ClassVar[str] = "mse"
     offers: ClassVar[tuple[str, ...]] = ("episodes",)
+    classes: ClassVar[dict[str, list[str]]] = {}
+
+    @property
+    def fingerprint(self) -> str:
+        return f"sinusoid, phase up to {self.phase}"
 
     @property
     def shape(self) -> tuple[int, ...]:

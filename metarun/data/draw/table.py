@@ -28,6 +28,7 @@ class TableData:
     metric: str
 
     offers: ClassVar[tuple[str, ...]] = ("rows",)
+    classes: ClassVar[dict[str, list[str]]] = {}
 
     @property
     def shape(self) -> tuple[int, ...]:
