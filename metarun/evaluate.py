@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Collection, Iterable, Iterator
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import NamedTuple
@@ -93,10 +94,11 @@ def evaluate(
     exam: Exam,
     parallel: Parallel,
     between: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = log.warning,
 ) -> Verdict:
     """Adapts to every task of the exam and judges it on its queries; where adaptation ends early, its last φ counts.
 
-    `between` is called after each piece of the work: it may raise to stop it.
+    `between` is called after each piece of the work: it may raise to stop it. `say` takes what went amiss.
     """
     judged: list[int] = []  # the same for all tasks
 
@@ -111,13 +113,13 @@ def evaluate(
         for chosen in team.deal(total).split(AT_ONCE):
             piece = exam.sampler.gather({name: t[chosen] for name, t in exam.draw.items()})
             work = partial(Parallel.stack, fn=scores, params=params, tasks=piece)
-            done, parallel = within_memory(work, parallel, log.warning)
+            done, parallel = within_memory(work, parallel, say)
             parts.append(done)
             between()
         by_mark = tree_map(lambda *leaves: team.gather(torch.cat(leaves).cpu(), total), *parts)
     lost = [int(row.pop(DIVERGED).sum()) for row in by_mark]
     if lost[-1]:
-        log.warning("adaptation diverged in %d of %d tasks", lost[-1], total)
+        say(f"adaptation diverged in {lost[-1]} of {total} tasks")
     rows = [{name: summary(values) for name, values in row.items()} for row in by_mark]
     by_step, diverged = dict(zip(judged, rows, strict=True)), dict(zip(judged, lost, strict=True))
     return team.broadcast(lambda: Verdict(rows[-1], by_step, total, diverged))
@@ -176,6 +178,18 @@ def _together(algo: Algorithm, group: list[tuple[int, Params]], x: Tensor) -> It
     outputs = torch.vmap(algo.predict, in_dims=(dims, None))(params, x)
     for i, step in enumerate(steps):
         yield step, {head: output[i] for head, output in outputs.items()}
+
+
+def worth(name: str, tasks: int, scores: Mapping[str, Summary]) -> float:
+    """What a validation on so many tasks is chosen by: more is better.
+
+    A mean error is of those tasks that did not diverge. One that lost tasks is therefore worse than any that lost none,
+    and the worse the more it lost.
+    """
+    found = scores[name]
+    if metric(name).is_loss and 0 < found["tasks"] < tasks:
+        return -sys.float_info.max * (1 - found["tasks"] / tasks)
+    return metric(name).sign * found["mean"]
 
 
 def summary(values: Tensor) -> Summary:

@@ -26,9 +26,8 @@ from metarun.engine.mapping import Parallel
 from metarun.engine.ranks import Lost, Team
 from metarun.engine.remembered import remembered, situation
 from metarun.errors import UserError
-from metarun.evaluate import AT_ONCE, Exam, Verdict, evaluate
+from metarun.evaluate import AT_ONCE, Exam, Verdict, evaluate, worth
 from metarun.loop import Loop, Plan, State, Stopped, Tracker, load_params
-from metarun.metrics import metric
 from metarun.settings import Job
 from metarun.tracking import checkpoint
 from metarun.tracking.figures import episode_picture
@@ -177,7 +176,7 @@ def _rehearse(parts: Parts, state: State) -> None:
 def _train(job: Job, parts: Parts, state: State, trackers: Tracker, signals: Signals, record: dict[str, Any]) -> None:
     def validate(state: State) -> dict[str, Any]:
         parallel = for_evaluation(state.parallel, parts.device, job.team)
-        return evaluate(parts.tested(state.step), state.params, parts.val, parallel, signals.check).scores
+        return evaluate(parts.tested(state.step), state.params, parts.val, parallel, signals.check, trackers.say).scores
 
     loop = loop_of(job, parts, trackers, job.folder / "checkpoints", validate)
     signals.patient = True
@@ -195,7 +194,7 @@ def loop_of(
         algo=parts.trained,
         sampler=parts.sampler,
         validate=validate,
-        score=lambda scores: metric(parts.data.metric).sign * scores[parts.data.metric]["mean"],
+        score=partial(worth, parts.data.metric, len(parts.val.tasks)),
         factor=parts.factor,
         choose=partial(choose, job, parts, tracker),
         stop=lambda: None,

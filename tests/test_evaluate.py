@@ -15,7 +15,7 @@ import metarun.evaluate
 from metarun.data.draw.rows import RowEpisodeSampler, Rows
 from metarun.data.sinusoid import SinusoidSampler
 from metarun.engine.mapping import Parallel
-from metarun.evaluate import Exam, dice, evaluate, milestones, summary
+from metarun.evaluate import Exam, dice, evaluate, milestones, summary, worth
 from metarun.maths.inner import last
 from metarun.types import Batch, Draw, Episode, Head, Outputs, Params
 
@@ -275,6 +275,25 @@ def test_where_every_task_diverged_nothing_is_right_and_there_is_no_loss(case: C
     assert verdict.diverged[3] == 7
     assert verdict.scores["accuracy"] == {"mean": 0.0, "ci95": 0.0, "tasks": 7}
     assert math.isnan(verdict.scores["loss"]["mean"]) and verdict.scores["loss"]["tasks"] == 0
+
+
+def test_a_validation_that_lost_tasks_of_a_regression_is_worse_than_any_that_lost_none() -> None:
+    """However small the error on those that are left; an accuracy counts lost tasks as wrong anyway."""
+
+    def of(mean: float, tasks: int, name: str = "mse") -> float:
+        return worth(name, 10, {name: {"mean": mean, "ci95": 0.0, "tasks": tasks}})
+
+    assert of(0.5, 10) > of(2.0, 10) > of(1e300, 10) > of(0.1, 9) > of(0.01, 2)
+    assert math.isfinite(of(0.1, 1)) and math.isnan(of(math.nan, 0))
+    assert of(0.9, 10, "accuracy") > of(0.5, 10, "digit/accuracy") > of(0.4, 10, "accuracy")
+
+
+def test_what_diverged_is_said_once_to_whom_it_concerns(case: Callable[..., Any]) -> None:
+    found, told = case("maml"), list[str]()
+    broken = Breaking(found.tested, -1.0, math.nan)
+    evaluate(broken, found.params, exam(found), LOOP, say=told.append)
+    evaluate(found.tested, found.params, exam(found), LOOP, say=told.append)
+    assert told == ["adaptation diverged in 7 of 7 tasks"]
 
 
 def test_a_task_is_judged_without_waiting_for_the_device() -> None:
