@@ -16,7 +16,7 @@ from metarun.construct import construct, prepared, target_of
 from metarun.engine.compile import Compiled, check_compiler
 from metarun.engine.device import allow_tf32, pick
 from metarun.errors import UserError
-from metarun.evaluate import Exam, milestones
+from metarun.evaluate import Exam, dice, milestones
 from metarun.maths.net import Net
 from metarun.settings import Job
 from metarun.types import Algorithm, Data, MetaGradient, Optimizer, Sampler
@@ -50,6 +50,8 @@ def build(job: Job) -> Parts:
     sampler = _training(job, data)
     steps = job.test.adapt_steps
     test = _exam(job, other, "test", job.test.tasks, job.test.seed, milestones(steps))
+    val = _exam(job, data, "val", job.val.tasks, job.val.seed, [steps])
+    _refuse_shared(val, test, job)
     make_trunk = partial(prepared(sections["backbone"], "backbone", "shape"), shape=data.shape)
     net = Net.build(make_trunk, sampler.heads, root.norm_stats, root.precision == "bf16").to(device)
     algo = _by_phase(job, net)
@@ -61,7 +63,7 @@ def build(job: Job) -> Parts:
         trained=_compiled(algo) if root.compile else algo,
         tested=_by_phase(job, net.testing(test.sampler.heads)),
         sampler=sampler,
-        val=_exam(job, data, "val", job.val.tasks, job.val.seed, [steps]),
+        val=val,
         test=test,
         optimizer=lambda params: construct(sections["optim"], "optim", params=params),
         factor=prepared(sections["schedule"], "schedule", "step", "steps"),
@@ -79,23 +81,49 @@ def _load(job: Job, device: torch.device) -> tuple[Data, Data]:
             f"test.data={job.test.data} has inputs of shape {list(other.shape)}, the training data "
             f"{list(data.shape)}: a meta-test across data sets needs the same."
         )
+    if data.fingerprint == other.fingerprint:
+        _refuse_known(job, data, other)
     return data, other
 
 
+def _refuse_known(job: Job, data: Data, other: Data) -> None:
+    """Two splits of the same images: what is a test class of one may be a training class of the other."""
+    trained = {name for split in ("train", "val") for name in data.classes.get(split, ())}
+    tested = other.classes.get("test", ())
+    if known := sum(name in trained for name in tested):
+        raise UserError(
+            f"test.data={job.test.data}: {known} of its {len(tested)} test classes are training or validation classes "
+            f"of data={job.choices['data']}, whose images are the same. Split both alike, or leave test.data out."
+        )
+
+
+def drawn_by(job: Job, data: Data) -> str:
+    """How training tasks are drawn: in the first of the algorithm's ways that the data set offers."""
+    return next((way for way in job.trains_on if way in data.offers), job.trains_on[0])  # which is then refused
+
+
 def _training(job: Job, data: Data) -> Sampler:
-    """Draws what the algorithm trains on: the first of its ways that the data set offers."""
-    by = next((way for way in job.trains_on if way in data.offers), job.trains_on[0])  # which is then refused
-    train = job.train
+    """Draws what the algorithm trains on."""
+    by, train = drawn_by(job, data), job.train
     if by == "episodes":
         return data.episodes("train", train.ways, train.shots, train.queries, job.owner("train"))
     return data.tasks(by, train.shots)
 
 
 def _exam(job: Job, data: Data, split: str, tasks: int, seed: int, marks: list[int]) -> Exam:
-    """Fixed episodes, drawn on the CPU, where a seed means the same on every machine."""
+    """Fixed episodes of a split."""
     test = job.test
     sampler = data.episodes(split, test.ways, test.shots, test.queries, job.owner("test"))
-    return Exam(sampler, sampler.draw(tasks, torch.Generator().manual_seed(seed)), test.adapt_steps, marks)
+    return Exam(sampler, sampler.draw(tasks, dice(split, seed)), test.adapt_steps, marks)
+
+
+def _refuse_shared(val: Exam, test: Exam, job: Job) -> None:
+    """What chooses the checkpoint must not be what it is judged by."""
+    if shared := len(set(val.tasks) & set(test.tasks)):
+        raise UserError(
+            f"val.seed={job.val.seed} and test.seed={job.test.seed}: {shared} of the {len(val.tasks)} validation tasks "
+            f"are test tasks too. Let data={job.choices['data']} deal other tasks to val than to test."
+        )
 
 
 def _by_phase(job: Job, net: Net) -> Callable[[int], Algorithm]:

@@ -1,7 +1,8 @@
 """From a section of the config to the object it describes, with an answer to every wrong key and value.
 
 A field's annotation says what its key takes: `steps: Annotated[int, AtLeast(1)]`, for short `steps: Count`. A key that
-says how a run is computed, not what it learns, is marked there too: `remat: Annotated[bool, COMPUTE_ONLY]`.
+says how a run is computed, not what it learns, is marked there too: `remat: Annotated[bool, COMPUTE_ONLY]`. So is one
+that a reader of results must know, since papers and programs differ in it: `adapt_norm: Annotated[bool, PROTOCOL]`.
 A value that is itself a section with a `_target_` is built first; with `_partial_: true`, it becomes a function that
 waits for the rest of its arguments.
 """
@@ -24,6 +25,7 @@ from metarun.errors import UserError
 
 COMPUTE_ONLY = "how a run is computed, not what it learns"
 PLACE = "where something lies; a relative path starts where the run was started"
+PROTOCOL = "a silent choice that numbers depend on"
 
 
 @dataclass(frozen=True)
@@ -102,19 +104,19 @@ def check(section: Any, prefix: str, target: Any = None) -> None:
     _arguments(section, prefix, target or target_of(section, prefix), (), _checked)
 
 
-def marked(mark: str, section: Any, prefix: str, target: Any = None) -> list[str]:
-    """The dotted keys of a section, and of nested ones, that bear this mark where they are defined."""
+def marked(mark: str, section: Any, prefix: str, target: Any = None) -> dict[str, Any]:
+    """The dotted keys of a section, and of nested ones, that carry a mark where they are defined; with their values."""
     hints = hints_of(target or target_of(section, prefix))
-    found = []
+    found = {}
     for key, value in _values(section).items():
-        if _bears(mark, hints.get(key)):
-            found.append(_path(prefix, key))
+        if _has(mark, hints.get(key)):
+            found[_path(prefix, key)] = value
         else:
-            _replaced(value, _path(prefix, key), lambda inner, path: found.extend(marked(mark, inner, path)))
+            _replaced(value, _path(prefix, key), lambda inner, path: found.update(marked(mark, inner, path)))
     return found
 
 
-def _bears(mark: str, hint: Any) -> bool:
+def _has(mark: str, hint: Any) -> bool:
     return typing.get_origin(hint) is Annotated and mark in hint.__metadata__
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Callable, Collection, Iterable, Iterator
+import math
+import sys
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cached_property, partial
 from typing import NamedTuple
 
 import torch
@@ -16,12 +18,23 @@ from torch.utils._pytree import tree_map
 from metarun.engine.choice import within_memory
 from metarun.engine.mapping import Parallel
 from metarun.maths.losses import by_head, flat
-from metarun.types import Algorithm, Draw, Episode, Metrics, Outputs, Params, Sampler
+from metarun.metrics import metric
+from metarun.types import Algorithm, Draw, Episode, Heads, Metrics, Outputs, Params, Sampler, Targets
 
 log = logging.getLogger("metarun")
 
 Summary = dict[str, float | int]  # mean, ci95, tasks
 AT_ONCE = 120  # tasks whose episodes are on the device at a time
+DIVERGED = "diverged"
+
+
+def dice(split: str, seed: int) -> torch.Generator:
+    """What the fixed tasks of a split are drawn with: splits share no draw, also where their seeds are the same.
+
+    It is on the CPU, where a seed means the same on every machine.
+    """
+    mixed = hashlib.blake2b(f"{split}/{seed}".encode(), digest_size=8).digest()
+    return torch.Generator().manual_seed(int.from_bytes(mixed, "big") >> 1)
 
 
 def milestones(steps: int) -> list[int]:
@@ -43,13 +56,27 @@ class Exam:
         """The same with the first of its tasks alone."""
         return replace(self, draw={name: lots[:1] for name, lots in self.draw.items()})
 
+    @cached_property
+    def tasks(self) -> list[str]:
+        """A name of each task: the same one means the same images in the same places, dealt alike to support and query.
+
+        How tasks are dealt is read off the first one, so that no sampler need tell it.
+        """
+        dealt = tree_map(lambda t: list(t.shape), self.sampler.gather(self.first().draw))
+        source = hashlib.sha256(f"{self.sampler.fingerprint} {dealt}".encode())
+        draw = {name: lots.cpu().numpy() for name, lots in sorted(self.draw.items())}
+        names = []
+        for t in range(len(next(iter(draw.values())))):
+            digest = source.copy()
+            for name, lots in draw.items():
+                digest.update(f"{name} {lots.dtype} {lots.shape[1:]}".encode() + lots[t].tobytes())
+            names.append(digest.hexdigest())
+        return names
+
     @property
     def fingerprint(self) -> str:
-        """Names the episodes: the same one means the same images in the same tasks."""
-        digest = hashlib.sha256(self.sampler.fingerprint.encode())
-        for name in sorted(self.draw):
-            digest.update(name.encode() + self.draw[name].cpu().numpy().tobytes())
-        return f"sha256:{digest.hexdigest()[:32]}"
+        """Names the episodes."""
+        return f"sha256:{hashlib.sha256(' '.join(self.tasks).encode()).hexdigest()[:32]}"
 
 
 class Verdict(NamedTuple):
@@ -57,6 +84,8 @@ class Verdict(NamedTuple):
 
     scores: dict[str, Summary]
     by_step: dict[int, dict[str, Summary]]
+    tasks: int
+    diverged: dict[int, int]  # by step: of the tasks, those whose outputs are no numbers
 
 
 def evaluate(
@@ -65,17 +94,18 @@ def evaluate(
     exam: Exam,
     parallel: Parallel,
     between: Callable[[], None] = lambda: None,
+    say: Callable[[str], None] = log.warning,
 ) -> Verdict:
     """Adapts to every task of the exam and judges it on its queries; where adaptation ends early, its last φ counts.
 
-    `between` is called after each piece of the work: it may raise to stop it.
+    `between` is called after each piece of the work: it may raise to stop it. `say` takes what went amiss.
     """
     judged: list[int] = []  # the same for all tasks
 
     def scores(params: Params, task: Episode) -> list[Metrics]:
         trajectory = marked(algo.adapt(params, task.support, exam.steps), exam.marks)
         judged[:], outputs = zip(*predicted(algo, trajectory, task.query.x), strict=True)
-        return [flat(by_head(exam.sampler.heads, out, task.query.y)) for out in outputs]
+        return [_judged(exam.sampler.heads, out, task.query.y) for out in outputs]
 
     team, total = parallel.team, len(next(iter(exam.draw.values())))
     parts = []
@@ -83,12 +113,27 @@ def evaluate(
         for chosen in team.deal(total).split(AT_ONCE):
             piece = exam.sampler.gather({name: t[chosen] for name, t in exam.draw.items()})
             work = partial(Parallel.stack, fn=scores, params=params, tasks=piece)
-            done, parallel = within_memory(work, parallel, log.warning)
+            done, parallel = within_memory(work, parallel, say)
             parts.append(done)
             between()
         by_mark = tree_map(lambda *leaves: team.gather(torch.cat(leaves).cpu(), total), *parts)
+    lost = [int(row.pop(DIVERGED).sum()) for row in by_mark]
+    if lost[-1]:
+        say(f"adaptation diverged in {lost[-1]} of {total} tasks")
     rows = [{name: summary(values) for name, values in row.items()} for row in by_mark]
-    return team.broadcast(lambda: Verdict(rows[-1], dict(zip(judged, rows, strict=True))))
+    by_step, diverged = dict(zip(judged, rows, strict=True)), dict(zip(judged, lost, strict=True))
+    return team.broadcast(lambda: Verdict(rows[-1], by_step, total, diverged))
+
+
+def _judged(heads: Heads, outputs: Outputs, y: Targets) -> Metrics:
+    """The metrics of one task, and whether its adaptation diverged, so that outputs or losses are no numbers.
+
+    Then it is wrong for every query of every head, and has no loss. Nothing here waits for the device.
+    """
+    score = by_head(heads, outputs, y)
+    held = torch.stack([part.isfinite().all() for part in (*outputs.values(), *score.losses.values())]).all()
+    found = {n: torch.where(held, m, math.nan if metric(n).is_loss else 0.0) for n, m in flat(score).items()}
+    return {**found, DIVERGED: (~held).to(torch.float32)}
 
 
 def marked(trajectory: Iterable[Params], marks: Collection[int]) -> Iterator[tuple[int, Params]]:
@@ -135,8 +180,26 @@ def _together(algo: Algorithm, group: list[tuple[int, Params]], x: Tensor) -> It
         yield step, {head: output[i] for head, output in outputs.items()}
 
 
+def worth(name: str, tasks: int, scores: Mapping[str, Summary]) -> float:
+    """What a validation on so many tasks is chosen by: more is better.
+
+    A mean error is of those tasks that did not diverge. One that lost tasks is therefore worse than any that lost none,
+    and the worse the more it lost.
+    """
+    found = scores[name]
+    if metric(name).is_loss and 0 < found["tasks"] < tasks:
+        return -sys.float_info.max * (1 - found["tasks"] / tasks)
+    return metric(name).sign * found["mean"]
+
+
 def summary(values: Tensor) -> Summary:
-    """Mean over tasks with its 95% confidence interval, 1.96 · std / √tasks."""
-    values = values.double()
+    """Mean over tasks with its 95% confidence interval, 1.96 · std / √tasks; a task without a number is not among them.
+
+    The interval is over the drawing of tasks. Episodes are drawn with replacement from a finite set of images: it does
+    not cover the choice of those images, and the mean on other images may well lie outside.
+    """
+    values = values[values.isfinite()].double()
+    if not len(values):
+        return {"mean": math.nan, "ci95": math.nan, "tasks": 0}
     spread = values.std().item() if len(values) > 1 else 0.0
     return {"mean": values.mean().item(), "ci95": 1.96 * spread / len(values) ** 0.5, "tasks": len(values)}

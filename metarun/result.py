@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import platform
 import subprocess
 from collections.abc import Mapping
@@ -12,8 +13,8 @@ from typing import Any
 import torch
 
 import metarun
-from metarun.build import Parts
-from metarun.construct import COMPUTE_ONLY, marked
+from metarun.build import Parts, drawn_by
+from metarun.construct import COMPUTE_ONLY, PROTOCOL, marked, target_of
 from metarun.engine.device import peak_memory_mb, pick
 from metarun.evaluate import Summary, Verdict
 from metarun.settings import Job, Root, Test, Train, Val
@@ -24,6 +25,10 @@ NORM = {
     "batch": "batch statistics of the query set (transductive)",
     "support": "batch statistics of the support set (inductive)",
 }
+CI95 = (
+    "1.96 std / sqrt(tasks), over the drawing of tasks; where they are drawn with replacement from a finite set of "
+    "images, it does not cover the choice of those images"
+)
 
 
 def blank(job: Job) -> dict[str, Any]:
@@ -58,11 +63,13 @@ def facts(job: Job, parts: Parts, params: Params) -> dict[str, Any]:
         "shots": job.test.shots,
         "queries": job.test.queries,
         "norm": NORM[job.root.norm_stats] if parts.tested(0).net.batch_norm else "no batch statistics",
+        "input": "x".join(map(str, parts.test_data.shape)),
         **parts.test_data.protocol,
         "adapt_steps": job.test.adapt_steps,
-        "selection": "best validation",
-        "ci95": "1.96 std / sqrt(tasks)",
+        "selection": f"best validation {parts.data.metric}",
+        "ci95": CI95,
         "episodes": parts.test.fingerprint,
+        **_own(job, parts),
     }
     if job.test.data:
         protocol["test_data"] = job.test.data
@@ -73,6 +80,23 @@ def facts(job: Job, parts: Parts, params: Params) -> dict[str, Any]:
         "aside": _aside(job),
         "protocol": protocol,
     }
+
+
+def _own(job: Job, parts: Parts) -> dict[str, Any]:
+    """What a run may choose without being judged otherwise, by dotted keys: of its parts, of training, of selection."""
+    by = drawn_by(job, parts.data)
+    sizes = ("ways", "shots", "queries") if by == "episodes" else ("shots",)
+    own = {"algo.trains_on": by, **{f"train.{key}": getattr(job.train, key) for key in sizes}}
+    for group, section in job.sections.items():
+        if group != "device":
+            own |= marked(PROTOCOL, section, group)
+    for step, keys in job.phases.items():
+        own |= marked(PROTOCOL, keys, f"algo.phases.{step}", target_of(job.sections["algo"], "algo"))
+    if job.test.data:  # else said of the test's
+        own |= {f"train.{key}": value for key, value in parts.data.protocol.items()}
+    own["train.content"] = f"sha256:{hashlib.sha256(parts.sampler.fingerprint.encode()).hexdigest()[:32]}"
+    own["val.episodes"] = parts.val.fingerprint
+    return own
 
 
 def _aside(job: Job) -> list[str]:
@@ -102,9 +126,12 @@ def progress(job: Job, parts: Parts, state: State) -> dict[str, Any]:
 
 
 def test(verdict: Verdict) -> dict[str, Any]:
-    """Scores at the end and by step; `adapt_steps` says how many steps were really taken."""
-    rows = [{"step": step, **_nested(scores)} for step, scores in verdict.by_step.items()]
-    return {**_nested(verdict.scores), "adapt_steps": max(verdict.by_step), "by_step": rows}
+    """Scores at the end and by step; `adapt_steps` says how many steps were really taken, `diverged` in how many of
+    the `tasks` they led to outputs that are no numbers."""
+    lost, taken = verdict.diverged, max(verdict.by_step)
+    rows = [{"step": step, **_nested(scores), "diverged": lost[step]} for step, scores in verdict.by_step.items()]
+    counts = {"tasks": verdict.tasks, "diverged": lost[taken]}
+    return {**_nested(verdict.scores), **counts, "adapt_steps": taken, "by_step": rows}
 
 
 def _nested(scores: Mapping[str, Summary]) -> dict[str, Any]:

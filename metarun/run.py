@@ -29,10 +29,9 @@ from metarun.engine.mapping import Parallel
 from metarun.engine.ranks import Lost, Team
 from metarun.engine.remembered import remembered, situation
 from metarun.errors import UserError
-from metarun.evaluate import AT_ONCE, Verdict, evaluate
+from metarun.evaluate import AT_ONCE, Verdict, evaluate, worth
 from metarun.identity import hold_choices, hold_data, identity
 from metarun.loop import Loop, Plan, Stopped, Tracker
-from metarun.metrics import metric
 from metarun.settings import Job
 from metarun.state import ENTRIES, State, load_params
 from metarun.tracking import checkpoint
@@ -216,7 +215,7 @@ def _rehearse(parts: Parts, state: State) -> None:
 def _train(job: Job, parts: Parts, state: State, trackers: Tracker, signals: Signals, record: dict[str, Any]) -> None:
     def validate(state: State) -> dict[str, Any]:
         parallel = for_evaluation(state.parallel, parts.device, job.team)
-        return evaluate(parts.tested(state.step), state.params, parts.val, parallel, signals.check).scores
+        return evaluate(parts.tested(state.step), state.params, parts.val, parallel, signals.check, trackers.say).scores
 
     loop = loop_of(job, parts, trackers, job.folder / "checkpoints", validate)
     signals.patient = True
@@ -236,7 +235,7 @@ def loop_of(
         algo=parts.trained,
         sampler=parts.sampler,
         validate=validate,
-        score=lambda scores: metric(parts.data.metric).sign * scores[parts.data.metric]["mean"],
+        score=partial(worth, parts.data.metric, len(parts.val.tasks)),
         factor=parts.factor,
         choose=partial(choose, job, parts, tracker),
         stop=lambda: None,

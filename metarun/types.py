@@ -20,7 +20,17 @@ import torch
 from torch import Tensor
 
 # Who knows the other words finds these here.
-from metarun.construct import COMPUTE_ONLY, PLACE, AtLeast, Count, Natural, Place, Rate, Share  # noqa: F401
+from metarun.construct import (  # noqa: F401
+    COMPUTE_ONLY,
+    PLACE,
+    PROTOCOL,
+    AtLeast,
+    Count,
+    Natural,
+    Place,
+    Rate,
+    Share,
+)
 from metarun.errors import UserError  # noqa: F401
 
 Params = dict[str, Tensor]
@@ -92,7 +102,7 @@ class Sampler(Protocol):
 
     @property
     def fingerprint(self) -> str:
-        """A text that differs wherever the same draw would fetch something else."""
+        """A text that differs wherever the same draw would fetch other images or targets."""
         ...
 
     @property

@@ -12,6 +12,7 @@ import torch
 
 from metarun.construct import (
     COMPUTE_ONLY,
+    PROTOCOL,
     AtLeast,
     Count,
     Rate,
@@ -48,7 +49,7 @@ class Rule(Protocol):
 
 @dataclass(frozen=True)
 class Halving:
-    start: Rate
+    start: Annotated[Rate, PROTOCOL]
     fast: Annotated[bool, COMPUTE_ONLY]
 
     def __call__(self, step: int) -> float:
@@ -221,6 +222,14 @@ def test_keys_marked_compute_only_are_found_at_any_depth() -> None:
         "whole.extra.deep.0.fast",
         "whole.most",
     ]
+
+
+def test_keys_that_carry_another_mark_are_found_with_their_values() -> None:
+    assert marked(PROTOCOL, WHOLE, "whole", Whole) == {
+        "whole.rule.start": 1.0,
+        "whole.rules.0.start": 1.0,
+        "whole.extra.deep.0.start": 1.0,
+    }
 
 
 @pytest.mark.parametrize(

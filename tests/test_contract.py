@@ -53,7 +53,7 @@ ALLOWED = {
     "data": WORDS | {"engine"},
     "tracking": WORDS | {"metrics"},
     "report": {"errors", "metrics"},
-    "evaluate": WORDS | {"maths", "engine"},
+    "evaluate": WORDS | {"maths", "engine", "metrics"},
     "state": WORDS | {"engine"},
     "loop": WORDS | {"engine", "tracking", "metrics", "state"},
 }

@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, get_origin
 
 import pytest
 import torch
@@ -11,7 +12,9 @@ import torch
 import metarun
 from metarun import result
 from metarun.build import Parts, build
+from metarun.construct import PROTOCOL, hints_of, target_of
 from metarun.engine.mapping import Parallel
+from metarun.evaluate import Verdict
 from metarun.settings import Job
 from metarun.state import State
 
@@ -59,6 +62,68 @@ def test_the_protocol_is_that_of_the_test_not_of_training(parts: Callable[..., t
     assert (found["ways"], found["shots"], found["queries"], found["adapt_steps"]) == (2, 2, 3, 7)
     assert found["split"].startswith("random (seed 0)") and found["rotations"] == "none"
     assert found["episodes"].startswith("sha256:") and "test_data" not in found
+
+
+def test_what_chose_the_checkpoint_and_what_is_seen_are_named(parts: Callable[..., tuple[Job, Parts]]) -> None:
+    found = protocol(parts())
+    assert found["selection"] == "best validation accuracy" and found["input"] == "1x12x12"
+    assert "with replacement from a finite set of images" in found["ci95"]
+
+
+def test_the_silent_choices_of_an_algorithm_reach_the_protocol(
+    algo_name: str, parts: Callable[..., tuple[Job, Parts]]
+) -> None:
+    """Those that carry the mark where they are defined, whatever they are."""
+    made, built = parts(f"algo={algo_name}", "train.shots=2")
+    section = made.sections["algo"]
+    marks = {
+        f"algo.{key}": section[key]
+        for key, hint in hints_of(target_of(section, "algo")).items()
+        if get_origin(hint) is Annotated and PROTOCOL in hint.__metadata__
+    }
+    found = protocol((made, built))
+    assert {key: value for key, value in found.items() if key.startswith("algo.") and key in marks} == marks
+    assert found["algo.trains_on"] in made.trains_on
+
+
+def test_maml_names_its_inner_loss_and_its_norms_also_by_phase(parts: Callable[..., tuple[Job, Parts]]) -> None:
+    found = protocol(parts("algo=maml", "algo.adapt_norm=false", "algo.phases={3:{inner_loss:sum,inner_lr:0.1}}"))
+    assert (found["algo.inner_loss"], found["algo.adapt_norm"]) == ("mean", False)
+    assert found["algo.phases.3.inner_loss"] == "sum" and "algo.phases.3.inner_lr" not in found
+
+
+def test_the_size_of_training_tasks_is_named_where_there_are_such(parts: Callable[..., tuple[Job, Parts]]) -> None:
+    drawn = protocol(parts("algo=protonet", "train.ways=3", "train.shots=4", "train.queries=2"))
+    assert [drawn[f"train.{key}"] for key in ("ways", "shots", "queries")] == [3, 4, 2]
+    fixed = protocol(parts("algo=mtl", "train.shots=4"))
+    assert fixed["algo.trains_on"] == "group" and fixed["train.shots"] == 4 and "train.ways" not in fixed
+
+
+def test_training_and_validation_data_are_told_apart_by_their_content(
+    parts: Callable[..., tuple[Job, Parts]],
+) -> None:
+    one, other, same = (protocol(parts(f"data.split_seed={seed}")) for seed in (0, 1, 0))
+    assert one == same and one["train.content"] != other["train.content"]
+    assert len({one[key] for key in ("episodes", "val.episodes")} | {other["val.episodes"]}) == 3
+
+
+def test_a_meta_test_on_other_data_still_names_what_training_was_on(
+    parts: Callable[..., tuple[Job, Parts]], write_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    made, _ = parts()
+    test_data = {**made.config["data"], "root": str(write_images(tmp_path / "other", groups=3))}
+    config = {**made.config, "test": {**made.config["test"], "data": "folder"}}
+    made = replace(made, config=config, test_data=test_data)
+    found = protocol((made, build(made)))
+    assert found["split"].endswith("8/2/2 classes") and found["train.split"].endswith("10/3/3 classes")
+    assert found["rotations"] == found["train.rotations"] == "none"
+
+
+def test_tasks_that_diverged_are_counted_at_the_end_and_by_step() -> None:
+    score = {"accuracy": {"mean": 0.5, "ci95": 0.1, "tasks": 9}}
+    found = result.test(Verdict(score, {0: score, 2: score}, 9, {0: 0, 2: 4}))
+    assert (found["tasks"], found["diverged"], found["adapt_steps"]) == (9, 4, 2)
+    assert [row["diverged"] for row in found["by_step"]] == [0, 4]
 
 
 def test_parameters_are_counted(parts: Callable[..., tuple[Job, Parts]]) -> None:

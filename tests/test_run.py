@@ -28,7 +28,7 @@ KEYS = {
     *("metric", "test", "val", "protocol", "cost", "aside", "versions"),
 }
 PROTOCOL = {
-    *("ways", "shots", "queries", "norm", "split", "rotations"),
+    *("ways", "shots", "queries", "norm", "input", "split", "rotations"),
     *("adapt_steps", "selection", "ci95", "episodes"),
 }
 COST = {"train_s", "tasks_per_s", "peak_memory_mb", "parallel", "compile", "precision", "ranks"}
@@ -68,12 +68,13 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 
 def check_record(record: dict[str, Any]) -> None:
     """Of a completed run."""
-    assert set(record) == KEYS and set(record["protocol"]) == PROTOCOL
+    assert set(record) == KEYS and {key for key in record["protocol"] if "." not in key} == PROTOCOL
     assert record["status"] == "completed" and record["error"] is None
     assert set(record["cost"]) == COST
     assert set(record["versions"]) == {"metarun", "torch", "python", "git"}
     assert record["cost"]["train_s"] > 0 and record["cost"]["tasks_per_s"] > 0
     assert record["protocol"]["episodes"].startswith("sha256:")
+    assert record["test"]["tasks"] == 6 and record["test"]["diverged"] == 0
     assert record["test"]["by_step"][0]["step"] == 0
     assert record["test"]["by_step"][-1]["step"] == record["test"]["adapt_steps"] <= record["protocol"]["adapt_steps"]
     assert record["val"]["step"] in (2, 4)

@@ -22,7 +22,19 @@ from torch import Tensor
 
 from metarun.maths.inner import query_grad, sgd
 from metarun.maths.net import Net, width
-from metarun.types import COMPUTE_ONLY, Batch, Episode, Metrics, Natural, Outputs, ParallelMap, Params, Rate, learned
+from metarun.types import (
+    COMPUTE_ONLY,
+    PROTOCOL,
+    Batch,
+    Episode,
+    Metrics,
+    Natural,
+    Outputs,
+    ParallelMap,
+    Params,
+    Rate,
+    learned,
+)
 
 
 @dataclass(frozen=True)
@@ -30,9 +42,9 @@ class MAML:
     net: Net
     inner_lr: Rate
     inner_steps: Natural
-    first_order: bool
-    inner_loss: Literal["mean", "sum"]
-    adapt_norm: bool
+    first_order: Annotated[bool, PROTOCOL]
+    inner_loss: Annotated[Literal["mean", "sum"], PROTOCOL]
+    adapt_norm: Annotated[bool, PROTOCOL]
     remat: Annotated[bool, COMPUTE_ONLY]
 
     def init(self, generator: torch.Generator) -> Params:

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -30,7 +31,20 @@ from metarun.maths.inner import sgd
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
 from metarun.maths.norm import BatchNorm
-from metarun.types import STEP, Batch, Count, Episode, Metrics, Natural, Outputs, ParallelMap, Params, learned, memory
+from metarun.types import (
+    PROTOCOL,
+    STEP,
+    Batch,
+    Count,
+    Episode,
+    Metrics,
+    Natural,
+    Outputs,
+    ParallelMap,
+    Params,
+    learned,
+    memory,
+)
 
 RATE, RUNNING, PARTS = "rate.", "memory.running.", ("mean", "var")
 MOMENTUM = 0.1  # of running statistics
@@ -41,8 +55,8 @@ class MAMLPlusPlus:
     net: Net
     inner_lr: float
     inner_steps: Count
-    first_order: bool
-    multi_step: bool
+    first_order: Annotated[bool, PROTOCOL]
+    multi_step: Annotated[bool, PROTOCOL]
     anneal_steps: Natural
 
     def init(self, generator: torch.Generator) -> Params:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from metarun.maths import new_head
 from metarun.maths.balanced import balanced
 from metarun.maths.losses import by_head
 from metarun.maths.net import Net
-from metarun.types import Balance, Batch, Metrics, Outputs, ParallelMap, Params, Rate, Score
+from metarun.types import PROTOCOL, Balance, Batch, Metrics, Outputs, ParallelMap, Params, Rate, Score
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class MultiTask:
     net: Net
     balance: Balance
     inner_lr: Rate
-    test_adapt: Literal["head", "all"]
+    test_adapt: Annotated[Literal["head", "all"], PROTOCOL]
 
     def init(self, generator: torch.Generator) -> Params:
         return {**self.net.init(generator), **self.balance.init(len(self.net.trained))}

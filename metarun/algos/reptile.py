@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -23,13 +23,13 @@ from torch import Tensor
 from metarun.maths.inner import adam, last, sgd
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
-from metarun.types import Batch, Count, Episode, Metrics, Natural, Outputs, ParallelMap, Params, Rate, learned
+from metarun.types import PROTOCOL, Batch, Count, Episode, Metrics, Natural, Outputs, ParallelMap, Params, Rate, learned
 
 
 @dataclass(frozen=True)
 class Reptile:
     net: Net
-    inner_optim: Literal["sgd", "adam"]
+    inner_optim: Annotated[Literal["sgd", "adam"], PROTOCOL]
     inner_lr: Rate
     inner_steps: Natural
     inner_batch: Count

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
@@ -20,14 +20,14 @@ from torch import Tensor
 from metarun.maths import new_head
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
-from metarun.types import Batch, Metrics, Outputs, ParallelMap, Params, Rate
+from metarun.types import PROTOCOL, Batch, Metrics, Outputs, ParallelMap, Params, Rate
 
 
 @dataclass(frozen=True)
 class Transfer:
     net: Net
     inner_lr: Rate
-    test_adapt: Literal["head", "all"]
+    test_adapt: Annotated[Literal["head", "all"], PROTOCOL]
 
     def init(self, generator: torch.Generator) -> Params:
         return self.net.init(generator)

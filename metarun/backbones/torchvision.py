@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from metarun.errors import UserError, one_line
 from metarun.maths.norm import BatchNorm, FixedNorm, norm_layer
+from metarun.types import PROTOCOL
 
 IMAGENET = ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))  # mean and deviation of red, green, blue
 INPLACE = (nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.SiLU, nn.Hardswish, nn.Dropout)
@@ -27,7 +28,7 @@ class TorchVision(nn.Module):
     Stochastic depth is left out: it draws in place, which vmap refuses.
     """
 
-    def __init__(self, shape: tuple[int, ...], name: str, weights: str | None, norm: str) -> None:
+    def __init__(self, shape: tuple[int, ...], name: str, weights: Annotated[str | None, PROTOCOL], norm: str) -> None:
         super().__init__()
         if len(shape) != 3 or shape[0] not in (1, 3):
             raise UserError(f"backbone.name={name} takes images of 1 or 3 channels; the data gives {shape}.")

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from metarun.data.draw.source import ImageData, Within, split_classes
+from metarun.data.draw.split import Turning, in_words
 from metarun.data.images.cache import cached
 from metarun.data.images.collection import Recipe
 from metarun.data.images.mapped import Resident
@@ -72,13 +73,13 @@ Habit = Mapping[str, Tensor]  # what each of R alphabets, or the alphabet of eac
 
 @dataclass(frozen=True)
 class Glyphs:
-    """Strokes are 1, paper is 0. A class is a character; `rotations` make four of each in train and val."""
+    """Strokes are 1, paper is 0. A class is a character; with `rotations: true`, four are, in train and val."""
 
     alphabets: Annotated[int, AtLeast(3)]  # one for each split
     characters: Count  # of an alphabet
     drawings: Annotated[int, AtLeast(2)]  # of a character
     seed: Natural
-    rotations: bool
+    rotations: Turning
     ways: Count
     shots: Count
     queries: Count
@@ -92,8 +93,7 @@ class Glyphs:
         classes = self._split()
         sizes = "/".join(str(len(chosen)) for chosen in classes.values())
         turned = {"train": self.rotations, "val": self.rotations, "test": False}
-        rotations = "90° as classes in training and validation; test upright" if self.rotations else "none"
-        protocol = {"split": f"by alphabet: {sizes} characters (seed {self.seed})", "rotations": rotations}
+        protocol = {"split": f"by alphabet: {sizes} characters (seed {self.seed})", "rotations": in_words(turned)}
         return split_classes("glyphs", collection, classes, turned, protocol, self.within).to(device, self.resident)
 
     def _split(self) -> dict[str, range]:

@@ -15,6 +15,7 @@ from typing import IO, Annotated, Any
 import torch
 
 from metarun.data.draw.source import ImageData, Within, classes_by_name, split_classes
+from metarun.data.draw.split import Turning, in_words
 from metarun.data.images.cache import alone, cached
 from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.decode import decode
@@ -36,15 +37,15 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Omniglot:
-    """Strokes are 1, paper is 0. A class is a character; `rotations` make four of each in train and val."""
+    """Strokes are 1, paper is 0. A class is a character; with `rotations: true`, four are, in train and val."""
 
     root: Place
     split: str
     split_seed: Natural
     split_file: Annotated[str | None, PLACE]
     size: Count
-    rotations: bool
-    test_rotations: bool
+    rotations: Turning
+    test_rotations: Turning
     ways: Count
     shots: Count
     queries: Count
@@ -57,8 +58,8 @@ class Omniglot:
         collection = cached("omniglot", key, lambda: _decode(sources, self.size))
         classes, split = self._split(collection)
         sizes = "/".join(str(len(classes[name])) for name in SPLITS)
-        protocol = {"split": f"{split}: {sizes} characters", "rotations": self._rotations()}
         turned = {"train": self.rotations, "val": self.rotations, "test": self.test_rotations}
+        protocol = {"split": f"{split}: {sizes} characters", "rotations": in_words(turned)}
         return split_classes("omniglot", collection, classes, turned, protocol, self.within).to(device, self.resident)
 
     def _split(self, collection: Collection) -> tuple[dict[str, list[int]], str]:
@@ -81,13 +82,6 @@ class Omniglot:
         if absent := [split for split in SPLITS if split not in classes]:
             raise UserError(f"{source} has no line for {' and '.join(absent)}. Add some.")
         return classes
-
-    def _rotations(self) -> str:
-        if self.rotations and self.test_rotations:
-            return "90° as classes in training, validation and test"
-        if self.rotations:
-            return "90° as classes in training and validation; test upright"
-        return "90° as classes in test only" if self.test_rotations else "none"
 
 
 def _lake(collection: Collection, generator: torch.Generator) -> dict[str, list[int]]:

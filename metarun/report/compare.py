@@ -154,13 +154,17 @@ def _protocol(run: Run) -> dict[str, str]:
 
 
 def _chosen(groups: Sequence[Members], names: Sequence[str]) -> list[dict[str, str]]:
-    """What names each group of a section: its parts, and what was typed for it and differs from another group."""
+    """What names each group of a section: its parts, what was typed for it and differs from another group, and silent
+    choices in which it differs from another of its algorithm."""
     firsts = [runs[0] for runs in groups]
     keys = _differing(firsts, {key for runs in groups for run in runs for key in run.typed if key not in GROUPS})
     chosen = []
     for runs in groups:
         typed = {key for run in runs for key in run.typed}
         chosen.append({name: runs[0].names[name] for name in names} | _pick(runs[0], filter(typed.__contains__, keys)))
+    for pairs, run in zip(chosen, firsts, strict=True):
+        alike = [other for other in firsts if other.names["algo"] == run.names["algo"]]
+        pairs.update(_pick(run, _differing(alike, {key for other in alike for key in other.silent})))
     # The same words typed, yet another config: an experiment, other defaults, a conf/ of one's own.
     words = [tuple(pairs.items()) for pairs in chosen]
     for word in {word for word in words if words.count(word) > 1}:

@@ -38,7 +38,9 @@ class Run:
     steps: int | None
     seconds: float | None
     tasks_per_s: float | None
-    protocol: dict[str, Any]
+    protocol: dict[str, Any]  # how it was judged
+    silent: frozenset[str]  # settings that are told whether typed or not
+    diverged: int  # tasks of the meta-test
     settings: dict[str, str]
     typed: frozenset[str]
 
@@ -106,12 +108,14 @@ def _read(file: Path) -> Run | Missing:
 
 
 def _run(file: Path, record: dict[str, Any]) -> Run:
-    test, protocol = scores(record["test"]), dict(record.get("protocol") or {})
+    test, told = scores(record["test"]), dict(record.get("protocol") or {})
+    protocol = {key: value for key, value in told.items() if "." not in key}
+    own = {key: str(value) for key, value in told.items() if "." in key}  # chosen without being judged otherwise
     metric = record.get("metric") or next((name for name in TABLE if name in test), None)
     if metric not in test:
         raise ValueError(f"its test has no {metric or ', '.join(TABLE)}")
     settings, typed = _settings(file.parent)
-    settings = _without(settings, {"seed", *record.get("aside", ())})
+    settings = _without(settings, {"seed", *record.get("aside", ())}) | own
     again = file.stem.partition("-")[2]  # a repeated meta-test says in its name what was different
     if again:
         settings, typed = {**settings, "tested again": again}, typed | {"tested again"}
@@ -129,6 +133,8 @@ def _run(file: Path, record: dict[str, Any]) -> Run:
         seconds=cost.get("train_s"),
         tasks_per_s=cost.get("tasks_per_s"),
         protocol=protocol,
+        silent=frozenset(key for key, value in own.items() if not value.startswith("sha256:")),
+        diverged=record["test"].get("diverged") or 0,
         settings=settings,
         typed=typed,
     )

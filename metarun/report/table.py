@@ -17,7 +17,7 @@ from metarun.report.runs import Run
 COLUMNS = (
     *("protocol", "group", "algo", "data", "backbone", "metric", "seeds", "mean", "ci95", "ci95_over", "val"),
     *("adapt_steps", "steps", "train_s", "tasks_per_s", "difference", "difference_ci95", "difference_seeds"),
-    *("differs", "episodes"),
+    *("differs", "episodes", "diverged"),
 )
 
 SPARE = ("tasks/s", "time", "steps", "adapt steps", "validation")  # the first that a terminal can miss, before heads
@@ -85,6 +85,9 @@ def notes(comparison: Comparison) -> list[str]:
         lines.append(f"± 95% CI: {over[True]}; of a group with one seed {over[False]}")
     else:
         lines.append(f"± 95% CI {over[bool(several)]}")
+    for group in comparison.groups:
+        if lost := sum(run.diverged for run in group.runs):
+            lines.append(f"{group.label}: {lost:,} test tasks diverged: they count as wrong, and for no loss")
     if any(group.difference for group in several):
         among = " of the same protocol" if others else ""
         lines.append(f"to the best{among}: paired over shared seeds, ± 95% CI (Student t)")
@@ -152,6 +155,7 @@ def _record(section: Section, group: Group) -> dict[str, object]:
         "difference_ci95": _exact(difference.ci95) if difference else "",
         "difference_seeds": difference.seeds if difference else "",
         "episodes": run.protocol.get("episodes", ""),
+        "diverged": sum(run.diverged for run in group.runs),
     }
 
 

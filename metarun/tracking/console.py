@@ -98,6 +98,11 @@ class Console:
         if result.get("test"):
             self.rich.print(_test_table(result, self._spell))
             self.say(_caption(result))
+            if lost := result["test"].get("diverged"):
+                self.say(
+                    f"warning: adaptation diverged in {lost:,} of {result['test']['tasks']:,} tasks, to outputs that "
+                    "are no numbers: there every query counts as wrong, and losses are means over the other tasks."
+                )
             self.rich.print()
         home = shlex.quote(_shorten(_home(self.run_dir)))
         self.say(f"run        {_shorten(self.run_dir)}")
@@ -150,11 +155,14 @@ def _test_table(result: dict[str, Any], spell: Callable[[str], str]) -> Table:
 def _caption(result: dict[str, Any]) -> str:
     """What the numbers are means of."""
     protocol = result["protocol"]
-    tasks = max(score.tasks for row in by_step(result["test"]).values() for score in row.values())
+    test = result["test"]
+    tasks = test.get("tasks") or max(score.tasks for row in by_step(test).values() for score in row.values())
     ways = f"{protocol['ways']}-way" if protocol.get("ways", 1) > 1 else ""
     shots = f"{protocol['shots']}-shot" if protocol.get("shots") else ""
-    words = [" ".join(filter(None, (str(result["data"]), ways, shots)))]
-    return ", ".join([*words, f"{tasks:,} test tasks", "mean ± 95% CI", "* = reported"])
+    words = [" ".join(filter(None, (str(result["data"]), ways, shots))), f"{tasks:,} test tasks"]
+    if lost := test.get("diverged"):
+        words.append(f"{lost:,} of them diverged")
+    return ", ".join([*words, "mean ± 95% CI", "* = reported"])
 
 
 def _home(run_dir: Path) -> Path:

@@ -152,6 +152,15 @@ def test_rotations_make_classes_in_train_and_val_but_never_in_test(
     assert "by alphabet: 6/2/4 characters" in data.protocol["split"]
 
 
+def test_classes_that_each_episode_turns_are_as_many_as_characters(small: Callable[..., Glyphs]) -> None:
+    data = small(rotations="episode").load(CPU)
+    assert {name: len(split.counts) for name, split in data.splits.items()} == {"train": 6, "val": 2, "test": 4}
+    generator = torch.Generator().manual_seed(0)
+    draws = {name: data.episodes(name, 2, 1, 1).draw(99, generator) for name in data.splits}
+    assert ["turn" in draws[name] for name in ("train", "val", "test")] == [True, True, False]
+    assert data.protocol["rotations"].startswith("a random quarter turn for each class of an episode in training")
+
+
 def test_what_is_loaded_again_comes_from_the_cache(
     small: Callable[..., Glyphs], monkeypatch: pytest.MonkeyPatch
 ) -> None:

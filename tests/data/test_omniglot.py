@@ -134,6 +134,25 @@ def test_rotations_follow_their_flags(omniglot: Load, flags: tuple[bool, bool]) 
     )
 
 
+def test_a_turn_for_each_class_of_an_episode_keeps_one_class_a_character(omniglot: Load) -> None:
+    data = omniglot(rotations="episode")
+    assert {name: len(split.counts) for name, split in data.splits.items()} == {"train": 1100, "val": 100, "test": 423}
+    words = "a random quarter turn for each class of an episode in training and validation; test upright"
+    assert data.protocol["rotations"] == words
+    drawn = data.episodes("train", 20, 1, 1)
+    draw = drawn.draw(200, torch.Generator().manual_seed(0))
+    assert all(len({drawn.split.names[c] for c in row}) == 20 for row in draw["class"].tolist())
+    assert sorted(set(draw["turn"].flatten().tolist())) == [0, 1, 2, 3]
+
+
+def test_the_test_split_does_not_ask_how_training_turns(omniglot: Load) -> None:
+    tests = [omniglot(rotations=kind).episodes("test", 5, 1, 1) for kind in (True, False, "episode")]
+    draws = [drawn.draw(9, torch.Generator().manual_seed(0)) for drawn in tests]
+    assert len({drawn.fingerprint for drawn in tests}) == 1
+    assert all(draw.keys() == {"class", "image"} for draw in draws)
+    assert all(draw["image"].equal(draws[0]["image"]) for draw in draws)
+
+
 def test_twenty_shots_too_many_are_refused(omniglot: Load) -> None:
     with pytest.raises(UserError) as error:
         omniglot().episodes("test", 5, 15, 10)

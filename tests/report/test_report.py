@@ -146,6 +146,39 @@ def test_another_protocol_is_marked_and_its_key_named(
     assert all(group.difference is None for group in compare(runs(tmp_path)).sections[1].groups)
 
 
+def test_what_an_algorithm_chose_silently_is_told_where_it_differs_and_keeps_runs_comparable(tmp_path: Path) -> None:
+    own = {"algo.inner_loss": "mean", "algo.adapt_norm": True, "val.episodes": "sha256:cccccccccccc"}
+    write_run(tmp_path / "a", 0.8, ("train.steps=20",), protocol=PROTOCOL | own)
+    write_run(tmp_path / "b", 0.7, ("train.steps=30",), protocol=PROTOCOL | own | {"algo.adapt_norm": False})
+    write_run(tmp_path / "c", 0.6, algo="protonet", protocol=PROTOCOL | {"algo.trains_on": "episodes"})
+    (section,) = compare(runs(tmp_path)).sections
+    assert [group.label for group in section.groups] == [
+        "maml train.steps=20 algo.adapt_norm=True",
+        "maml train.steps=30 algo.adapt_norm=False",
+        "protonet",
+    ]
+
+
+def test_runs_on_other_training_data_are_no_seeds_of_one_group(tmp_path: Path) -> None:
+    for seed, content in enumerate(("sha256:aaaa", "sha256:bbbb")):
+        write_run(tmp_path / f"{seed}", 0.8, seed=seed, protocol=PROTOCOL | {"train.content": content})
+    (section,) = compare(runs(tmp_path)).sections
+    assert sorted(group.label for group in section.groups) == [
+        "maml train.content=sha256:aaaa",
+        "maml train.content=sha256:bbbb",
+    ]
+
+
+def test_tasks_that_diverged_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    score = {"accuracy": {"mean": 0.8, "ci95": 0.02, "tasks": 100}}
+    for seed, lost in enumerate((3, 0)):
+        write_run(tmp_path / f"{seed}", 0.8, seed=seed, test={**score, "tasks": 100, "diverged": lost})
+    out = said(capsys, tmp_path, "--csv", tmp_path / "table.csv")
+    assert "maml: 3 test tasks diverged: they count as wrong" in out
+    with (tmp_path / "table.csv").open(newline="") as stream:
+        assert [row["diverged"] for row in csv.DictReader(stream)] == ["3"]
+
+
 def test_seeds_of_different_protocols_are_never_averaged(tmp_path: Path) -> None:
     write_run(tmp_path / "a", 0.8)
     write_run(tmp_path / "b", 0.7, seed=1, protocol=PROTOCOL | {"norm": "batch"})

@@ -89,6 +89,18 @@ def test_the_table_marks_the_row_of_the_protocol(capsys: pytest.CaptureFixture[s
     assert "omniglot 5-way 1-shot, 600 test tasks, mean ± 95% CI" in out
 
 
+def test_tasks_that_diverged_are_told_in_the_caption_and_in_a_warning(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    counted = {**RESULT["test"], "tasks": 600, "diverged": 3}
+    Console(1, tmp_path).table({**RESULT, "test": counted})
+    out = capsys.readouterr().out
+    assert "600 test tasks, 3 of them diverged, mean ± 95% CI" in out
+    assert "warning: adaptation diverged in 3 of 600 tasks, to outputs that are no numbers" in out
+    Console(1, tmp_path).table({**RESULT, "test": {**counted, "diverged": 0}})
+    assert "warning" not in capsys.readouterr().out
+
+
 def test_regression_is_shown_as_squared_error(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     mse, lost = {"mean": 0.25, "ci95": 0.01, "tasks": 100}, {"mean": None, "ci95": None}
     rows = [{"step": 1, "mse": mse, "loss": mse}, {"step": 2, "mse": lost, "loss": lost}]

@@ -36,7 +36,7 @@ class EpisodeSampler:
         return isinstance(self.images, Mapped)
 
     def draw(self, count: int, generator: torch.Generator) -> Draw:
-        """Classes [T, N] without repetition, and K+Q images of each [T, K+Q, N] without repetition."""
+        """Classes [T, N] and K+Q images of each [T, K+Q, N], both without repetition; and the classes' turns [T, N]."""
         classes, longest = self.split.rows.shape
         device = generator.device
         lots = torch.rand(count, classes, generator=generator, device=device)
@@ -47,12 +47,16 @@ class EpisodeSampler:
         lots = torch.rand(count, self.ways, longest, generator=generator, device=device)
         absent = torch.arange(longest, device=device) >= self.split.counts.to(device)[ways, None]
         drawn = lots.masked_fill(absent, -1).topk(self.shots + self.queries, dim=2).indices
-        return {"class": ways, "image": drawn.transpose(1, 2)}
+        draw = {"class": ways, "image": drawn.transpose(1, 2)}
+        if self.split.by_episode:
+            draw["turn"] = torch.randint(4, ways.shape, generator=generator, device=device)
+        return draw
 
     def gather(self, draw: Draw) -> Episode:
         ways = draw["class"].to(self.images.device)[:, None, :].expand_as(draw["image"])  # [T, K+Q, N]
         rows = self.split.rows[ways, draw["image"].to(self.images.device)]
-        x = pixels(self.images, rows, self.split.turns[ways])
+        turns = draw["turn"].to(rows.device)[:, None, :].expand_as(rows) if "turn" in draw else self.split.turns[ways]
+        x = pixels(self.images, rows, turns)
         y = torch.arange(self.ways, device=x.device).expand(x.shape[:3])
         return Episode(
             *(

@@ -13,7 +13,7 @@ from torch import Tensor
 from metarun.data.draw.episodes import EpisodeSampler
 from metarun.data.draw.offers import not_offered
 from metarun.data.draw.rows import Rows, RowSampler
-from metarun.data.draw.split import ClassSplit
+from metarun.data.draw.split import ClassSplit, Turning
 from metarun.data.draw.tasks import TaskSampler
 from metarun.data.images.collection import Collection
 from metarun.data.images.mapped import Mapped, Resident, placed
@@ -91,6 +91,11 @@ class ImageData:
 
     def tasks(self, by: str, shots: int) -> TaskSampler | RowSampler:
         split = self.splits["train"]
+        if split.by_episode and by in self.offers:
+            raise UserError(
+                f"data.rotations=episode turns the classes of an episode, and algo.trains_on={by} draws none. "
+                "Take true or false."
+            )
         if by == "group":
             return TaskSampler.of_groups(self.images, split, shots, self.fingerprint)
         if by == "rows":
@@ -117,21 +122,21 @@ def split_classes(
     name: str,
     collection: Collection,
     classes: Mapping[str, Sequence[int]],
-    turned: Mapping[str, bool],
+    turned: Mapping[str, Turning],
     protocol: dict[str, Any],
     within: Within = None,
 ) -> ImageData:
-    """Deals a collection's classes to splits; where `turned`, each counts four times, by quarter turns."""
+    """Deals a collection's classes to splits, each `turned` in its own way."""
     if within is not None:  # else no word of it: results of before stay comparable
         protocol = {**protocol, "within": within}
     splits = {
-        split: _class_split(collection, torch.tensor(list(chosen)), 4 if turned[split] else 1)
-        for split, chosen in classes.items()
+        split: _class_split(collection, torch.tensor(list(chosen)), turned[split]) for split, chosen in classes.items()
     }
     return ImageData(name, collection.images, splits, collection.fingerprint, protocol, within)
 
 
-def _class_split(collection: Collection, chosen: Tensor, turns: int) -> ClassSplit:
+def _class_split(collection: Collection, chosen: Tensor, turned: Turning) -> ClassSplit:
+    turns = 4 if turned is True else 1
     order = collection.labels.argsort(stable=True)
     counts = torch.bincount(collection.labels, minlength=len(collection.names))
     starts = counts.cumsum(0) - counts
@@ -144,4 +149,5 @@ def _class_split(collection: Collection, chosen: Tensor, turns: int) -> ClassSpl
         turns=torch.arange(turns).repeat_interleave(len(chosen)),
         names=tuple(collection.names[c] for c in chosen.tolist()) * turns,
         groups=tuple(collection.groups[c] for c in chosen.tolist()) * turns,
+        by_episode=turned == "episode",
     )

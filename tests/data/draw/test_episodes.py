@@ -8,7 +8,7 @@ from torch import Tensor
 
 from metarun.data.draw.episodes import EpisodeSampler
 from metarun.data.draw.source import ImageData, Within, split_classes
-from metarun.data.draw.split import pixels
+from metarun.data.draw.split import Turning, in_words, pixels
 from metarun.data.images.collection import Collection
 from metarun.errors import UserError
 
@@ -16,7 +16,7 @@ Numbered = Callable[..., Collection]
 
 
 def sampler(
-    collection: Collection, ways: int, shots: int, queries: int, turned: bool = False, within: Within = None
+    collection: Collection, ways: int, shots: int, queries: int, turned: Turning = False, within: Within = None
 ) -> EpisodeSampler:
     everything = {"train": range(len(collection.names))}
     data = split_classes("numbers", collection, everything, {"train": turned}, {}, within)
@@ -139,6 +139,59 @@ def test_gather_turns_the_classes_that_are_turned() -> None:
             pair = torch.stack([support.x[t, way], query.x[t, way]]) * 255
             turned = torch.rot90(images[2 * (c % 2) : 2 * (c % 2) + 2], c // 2, (-2, -1)).float()
             assert torch.allclose(pair, turned) or torch.allclose(pair, turned.flip(0))
+
+
+def test_each_class_of_an_episode_is_turned_once_by_a_quarter_turn_of_its_own(numbered: Numbered) -> None:
+    """All four turns come equally often, support and query show the same one, and no class is there twice."""
+    images = torch.randint(0, 256, (8, 1, 5, 5), generator=seeded()).byte()
+    collection = Collection.of(images, torch.arange(4).repeat_interleave(2), tuple("abcd"), ("all",) * 4)
+    drawn = sampler(collection, ways=3, shots=1, queries=1, turned="episode")
+    draw = drawn.draw(800, seeded())
+    support, query = drawn.gather(draw)
+    assert all(len(set(row)) == 3 for row in draw["class"].tolist())
+    assert uniform(torch.bincount(draw["turn"].flatten(), minlength=4).float())
+    assert len({tuple(row) for row in draw["turn"].tolist()}) == 64  # each class by itself
+    for t in range(40):
+        for way, (c, turn) in enumerate(zip(draw["class"][t].tolist(), draw["turn"][t].tolist(), strict=True)):
+            pair = torch.stack([support.x[t, way], query.x[t, way]]) * 255
+            turned = torch.rot90(images[2 * c : 2 * c + 2], turn, (-2, -1)).float()
+            assert torch.allclose(pair, turned) or torch.allclose(pair, turned.flip(0))
+
+
+def test_a_turn_for_each_episode_changes_neither_its_classes_nor_its_images(numbered: Numbered) -> None:
+    upright, turned = (sampler(numbered([4] * 5), 3, 1, 1, kind).draw(9, seeded()) for kind in (False, "episode"))
+    assert upright.keys() == {"class", "image"} and turned.keys() == {"class", "image", "turn"}
+    assert all(upright[name].equal(turned[name]) for name in upright)
+
+
+@pytest.mark.parametrize("by", ["group", "rows"])
+def test_what_has_no_episodes_cannot_turn_the_classes_of_one(by: str, numbered: Numbered) -> None:
+    data = split_classes("numbers", numbered([3] * 4), {"train": range(4)}, {"train": "episode"}, {})
+    with pytest.raises(UserError) as error:
+        data.tasks(by, 4)
+    assert str(error.value) == (
+        f"data.rotations=episode turns the classes of an episode, and algo.trains_on={by} draws none. "
+        "Take true or false."
+    )
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "words"),
+    [
+        (False, False, "none"),
+        (True, False, "90° as classes in training and validation; test upright"),
+        (True, True, "90° as classes in training, validation and test"),
+        (False, True, "90° as classes in test only"),
+        ("episode", "episode", "a random quarter turn for each class of an episode in training, validation and test"),
+        (
+            True,
+            "episode",
+            "90° as classes in training and validation; a random quarter turn for each class of an episode in test",
+        ),
+    ],
+)
+def test_turns_are_told_in_words(train: Turning, test: Turning, words: str) -> None:
+    assert in_words({"train": train, "val": train, "test": test}) == words
 
 
 GROUPS = ["b", "a", "b", "c", "a", "b", "c", "b", "d", "c"]  # b has 4 classes, c 3, a 2, d 1
