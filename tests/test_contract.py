@@ -16,9 +16,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from metarun import settings
+from metarun.bounds import Above, AtLeast
 from metarun.cli import CONF
 from metarun.cli.help import comment
-from metarun.construct import AtLeast, check, hints_of, prepared, target_of
+from metarun.construct import check, hints_of, prepared, target_of
 from metarun.engine.device import pick
 from metarun.errors import UserError
 
@@ -41,9 +42,10 @@ WORDS = {"types", "errors"}
 ALLOWED = {
     "errors": set(),
     "metrics": set(),
-    "construct": {"errors"},
-    "types": {"errors", "construct"},
-    "settings": {"errors", "construct", "engine"},
+    "bounds": set(),
+    "construct": {"errors", "bounds"},
+    "types": {"errors", "construct", "bounds"},
+    "settings": {"errors", "construct", "bounds", "engine"},
     "maths": WORDS,
     "optim": WORDS,
     "balance": WORDS,
@@ -53,6 +55,7 @@ ALLOWED = {
     "data": WORDS | {"engine"},
     "tracking": WORDS | {"metrics"},
     "report": {"errors", "metrics"},
+    "interface": WORDS | {"engine"},
     "evaluate": WORDS | {"maths", "engine"},
     "loop": WORDS | {"engine", "tracking", "metrics"},
 }
@@ -109,6 +112,7 @@ def outside(hint: Any) -> Iterator[tuple[Any, Any]]:
     """For each bound within an annotation, a value that lies beyond it and one that lies on it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
+        yield from ((bound.bound, bound.bound + 1) for bound in arguments[1:] if isinstance(bound, Above))
         for bound in (b for b in arguments[1:] if isinstance(b, AtLeast)):
             yield bound.least - 1, bound.least
             if bound.below < float("inf"):

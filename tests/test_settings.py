@@ -14,13 +14,9 @@ from metarun.cli import CONF
 from metarun.construct import aside, construct
 from metarun.engine.device import pick
 from metarun.errors import UserError
-from metarun.settings import CHOSEN, SECTIONS, Job, check_sections, seconds
+from metarun.settings import SECTIONS, Job, check_sections, seconds
 
 OWN: dict[str, type] = {"": settings.Root, "train": settings.Train, "val": settings.Val, "test": settings.Test}
-
-
-def config() -> dict[str, Any]:
-    return {"seed": 0, **{name: {"_target_": "x"} if name in CHOSEN else {} for name in SECTIONS}}
 
 
 @pytest.fixture(scope="module")
@@ -107,8 +103,21 @@ def test_what_only_says_how_a_run_is_computed_is_marked(defaults: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_section_that_is_gone_or_no_section_is_named(name: str) -> None:
-    check_sections(config())
+def test_a_section_that_is_gone_or_no_section_is_named(defaults: dict[str, Any], name: str) -> None:
+    check_sections(defaults)
     for wrong in ({}, {name: 3}):
         with pytest.raises(UserError, match=name):
-            check_sections({key: value for key, value in config().items() if key != name} | wrong)
+            check_sections({key: value for key, value in defaults.items() if key != name} | wrong)
+
+
+def test_a_section_that_nobody_reads_is_refused(defaults: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^optm is no section of the config\. Did you mean optim\?"):
+        check_sections(defaults | {"optm": {"lr": 5}})
+
+
+@pytest.mark.parametrize("key", ["seed", "resume", "test.only", "val.patience", "train.max_time"])
+def test_no_key_of_the_runs_own_may_be_missing(defaults: dict[str, Any], key: str) -> None:
+    section, _, name = key.rpartition(".")
+    without = {k: v for k, v in (defaults[section] if section else defaults).items() if k != name}
+    with pytest.raises(UserError, match=rf"^{key} is missing"):
+        check_sections(defaults | {section: without} if section else without)

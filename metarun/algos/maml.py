@@ -22,14 +22,14 @@ from torch import Tensor
 
 from metarun.maths.inner import query_grad, sgd
 from metarun.maths.net import Net, width
-from metarun.types import COMPUTE_ONLY, Batch, Episode, Metrics, Natural, Outputs, ParallelMap, Params, Rate, learned
+from metarun.types import COMPUTE_ONLY, Batch, Episode, Metrics, Outputs, ParallelMap, Params, Rate, Steps, learned
 
 
 @dataclass(frozen=True)
 class MAML:
     net: Net
     inner_lr: Rate
-    inner_steps: Natural
+    inner_steps: Steps
     first_order: bool
     inner_loss: Literal["mean", "sum"]
     adapt_norm: bool

@@ -22,6 +22,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ from metarun.maths.inner import sgd
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
 from metarun.maths.norm import BatchNorm
-from metarun.types import STEP, Batch, Count, Episode, Metrics, Natural, Outputs, ParallelMap, Params, learned, memory
+from metarun.types import STEP, AtLeast, Batch, Episode, Metrics, Natural, Outputs, ParallelMap, Params, learned, memory
 
 RATE, RUNNING, PARTS = "rate.", "memory.running.", ("mean", "var")
 MOMENTUM = 0.1  # of running statistics
@@ -40,7 +41,7 @@ MOMENTUM = 0.1  # of running statistics
 class MAMLPlusPlus:
     net: Net
     inner_lr: float
-    inner_steps: Count
+    inner_steps: Annotated[int, AtLeast(1, below=1001)]
     first_order: bool
     multi_step: bool
     anneal_steps: Natural

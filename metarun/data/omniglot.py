@@ -19,7 +19,7 @@ from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.decode import decode
 from metarun.data.images.mapped import Resident
 from metarun.errors import UserError, one_line
-from metarun.types import COMPUTE_ONLY, Count, Natural
+from metarun.types import COMPUTE_ONLY, Count, Seed, Side
 
 PARTS = {"images_background": 964, "images_evaluation": 659}  # characters of each
 DRAWINGS = 20
@@ -36,9 +36,9 @@ class Omniglot:
 
     root: Annotated[str, COMPUTE_ONLY]
     split: str
-    split_seed: Natural
+    split_seed: Seed
     split_file: str | None
-    size: Count
+    size: Side
     rotations: bool
     test_rotations: bool
     ways: Count
