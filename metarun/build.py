@@ -119,8 +119,8 @@ def _loaded(section: Any, prefix: str, device: torch.device) -> Data:
 
 def _training(job: Job, data: Data, device: torch.device) -> Sampler:
     """Draws what the algorithm trains on. A step's tasks are drawn once, to see that there is room for them."""
-    train, sampler = job.train, _sampler(job, data)
-    words = f"train.tasks={train.tasks} with train.shots={train.shots} and train.queries={train.queries}"
+    train, sampler, owner = job.train, _sampler(job, data), job.owner("train")
+    words = f"train.tasks={train.tasks} with {owner}.shots={train.shots} and {owner}.queries={train.queries}"
     with Room(words, "Lower one of them") as room:
         draw = sampler.draw(train.tasks, torch.Generator(device).manual_seed(0))
         _check_room(room, sampler, draw, len(next(iter(draw.values()))) // job.team.size)
@@ -144,9 +144,9 @@ def _sampler(job: Job, data: Data) -> Sampler:
 
 def _exam(job: Job, data: Data, split: str, tasks: int, seed: int, marks: list[int]) -> Exam:
     """Fixed episodes, drawn on the CPU, where a seed means the same on every machine."""
-    test = job.test
-    sampler = data.episodes(split, test.ways, test.shots, test.queries, job.owner("test"))
-    words = f"{split}.tasks={tasks} with test.shots={test.shots} and test.queries={test.queries}"
+    test, owner = job.test, job.owner("test")
+    sampler = data.episodes(split, test.ways, test.shots, test.queries, owner)
+    words = f"{split}.tasks={tasks} with {owner}.shots={test.shots} and {owner}.queries={test.queries}"
     with Room(words, "Lower one of them") as room:
         draw = sampler.draw(tasks, torch.Generator().manual_seed(seed))
         _check_room(room, sampler, draw, min(tasks, AT_ONCE))
@@ -154,8 +154,9 @@ def _exam(job: Job, data: Data, split: str, tasks: int, seed: int, marks: list[i
 
 
 def _net(job: Job, data: Data, sampler: Sampler) -> Net:
+    """The network. Memory holds it as a module that trains and one that is tested, as θ, a slope and two moments."""
     make_trunk = partial(construct, job.sections["backbone"], "backbone", shape=data.shape)
-    with Room(f"backbone={job.choices['backbone']}", "Make it narrower"):
+    with Room(f"backbone={job.choices['backbone']}", "Make it narrower", copies=6):
         net = Net.build(make_trunk, sampler.heads, job.root.norm_stats, job.root.precision == "bf16")
     if is_own(net.module.trunk):
         check_trunk(net.module.trunk, data.shape)

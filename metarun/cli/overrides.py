@@ -102,10 +102,12 @@ def _check_choices(overrides: Iterable[Override], folders: list[Path]) -> None:
     """Refuses what can be no choice of a group, as null and a number, and what can be no key of Hydra's own section."""
     for o in overrides:
         key, value = str(o.key_or_group), o.value()
-        files = [file for folder in folders if (folder / key).is_dir() for file in (folder / key).glob("*.yaml")]
+        group = key.removeprefix("test.")  # test.data names a choice of data, or none
+        names = {file.stem for folder in folders for file in folder.glob(f"{group}/*.yaml")}
         for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
-            if files and not o.is_delete() and not isinstance(choice, str | QuotedString | list | dict | Sweep):
-                raise UserError(f"{key}={shown(choice)}: there is no such {key}.{nearest('', {f.stem for f in files})}")
+            fits = isinstance(choice, str | QuotedString | list | dict | Sweep) or (choice is None and group != key)
+            if names and not fits and not o.is_delete():
+                raise UserError(f"{key}={shown(choice)}: there is no such {group}.{nearest('', names)}")
         if key == "hydra":
             raise UserError(f"{o.input_line}: hydra is a section. Set its keys one by one, as hydra.run.dir=DIR.")
         if key.startswith("hydra.sweeper.params"):

@@ -21,18 +21,25 @@ SMALL = 2**26  # bytes: to ask for the free memory each time would take longer t
 
 
 class Room(TorchFunctionMode):
-    """While it is entered, a new tensor that memory cannot hold is refused: `what` names the keys that it is for."""
+    """While it is entered, a new tensor that memory cannot hold is refused: `what` names the keys that it is for.
 
-    def __init__(self, what: str, remedy: str) -> None:
+    With `copies`, so many of all that is made meanwhile have to fit.
+    """
+
+    def __init__(self, what: str, remedy: str, copies: int = 0) -> None:
         super().__init__()
         self.what = what
         self.remedy = remedy
+        self.copies = copies
+        self.made = 0.0  # bytes
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         device = torch.device(kwargs.get("device") or "cpu")
         if func in MAKERS and device.type != "meta":
-            self.check(_bytes(func, args, kwargs), device)
+            size = _bytes(func, args, kwargs)
+            self.made += size
+            self.check(self.copies * self.made if self.copies else size, device)
         return func(*args, **kwargs)
 
     def check(self, needed: float, device: torch.device) -> None:

@@ -13,15 +13,10 @@ VAST = 10**12
 
 KINDS: dict[str, list[tuple[list[str], list[str]]]] = {
     "seeds": [
-        ([f"{key}={value}"], [key, "64 bits"])
-        for key in ("seed", "val.seed", "test.seed")
-        for value in (2**63, 2**64, 10**30)
+        ([f"seed={2**64}"], ["seed=", "64 bits"]),
+        (["data=glyphs", f"data.seed={2**63}"], ["data.seed=", "64 bits"]),
+        (["test.seed=-1"], ["test.seed=-1", "0 or more"]),
     ],
-    "seeds of data": [
-        ([f"data={data}", f"{key}={2**64}"], [key, "64 bits"])
-        for data, key in (("glyphs", "data.seed"), ("folder", "data.split_seed"), ("omniglot", "data.split_seed"))
-    ],
-    "seeds below zero": [([f"{key}=-1"], [f"{key}=-1", "0 or more"]) for key in ("seed", "val.seed", "test.seed")],
     "groups": [
         (["algo=null"], ["algo=null", "maml", "reptile"]),
         (["data=null"], ["data=null", "glyphs"]),
@@ -29,11 +24,12 @@ KINDS: dict[str, list[tuple[list[str], list[str]]]] = {
         (["schedule=null"], ["schedule=null", "cosine"]),
         (["balance=3"], ["balance=3", "famo"]),
         (["data=5"], ["data=5", "glyphs"]),
+        (["data=[glyphs,omniglot]"], ["data"]),
         (["algo=true"], ["algo=true", "maml"]),
         (["algo="], ["algo=", "maml"]),
         (["-m", "algo=maml,null"], ["algo=null", "reptile"]),
         (["test.data=5"], ["test.data=5", "glyphs"]),
-        (["test.data=[a]"], ["test.data=['a']", "glyphs"]),
+        (["test.data=[a]"], ["test.data=['a']", "a text"]),
         (["hydra=5"], ["hydra=5", "section"]),
         (["++hydra=null"], ["hydra=null", "section"]),
         (["optim=null"], ["optim=null", "adam"]),
@@ -51,41 +47,21 @@ KINDS: dict[str, list[tuple[list[str], list[str]]]] = {
         (["algo.phases={0:{first_order:true}}"], ["algo.phases", "5000"]),
         (["+algo.phases={5:{first_order:3}}"], ["algo.phases.5.first_order=3", "true or false"]),
     ],
-    "floats": [
-        ([f"{key}={value}"], [f"{key}=", "32-bit"])
-        for key in ("optim.lr", "optim.eps", "optim.weight_decay", "algo.inner_lr", "train.clip_value", "data.phase")
-        for value in ("1e300", "1e39")
-    ],
-    "no numbers": [
-        ([f"{key}={value}"], [f"{key}={value}", "not finite"])
-        for key in ("optim.eps", "optim.lr", "algo.inner_lr", "train.clip_norm", "schedule.final")
-        for value in ("inf", "nan")
-    ],
     "absurd": [
         (["train.clip_norm=0"], ["train.clip_norm=0", "more than 0"]),
-        (["train.clip_value=0"], ["train.clip_value=0", "more than 0"]),
-        (["train.clip_value=1e-300"], ["train.clip_value=1e-300"]),
+        (["optim.lr=1e300"], ["optim.lr=1e+300", "32-bit"]),
+        (["optim.eps=inf"], ["optim.eps=inf", "not finite"]),
         (["schedule.warmup=3"], ["schedule.warmup=3", "train.steps=2"]),
         (["schedule=step", "schedule.factor=1e30", "schedule.every=1", "train.steps=99"], ["schedule", "factor"]),
-        (["algo.inner_steps=1000000000"], ["algo.inner_steps=1000000000", "less than 1001"]),
-        (["test.adapt_steps=1000000000"], ["test.adapt_steps=1000000000", "less than 1001"]),
         (["device.threads=100000"], ["device.threads=100000", "less than"]),
-        (["data=omniglot", "data.size=1000000"], ["data.size=1000000", "less than 4097"]),
         (["name=../../x"], ["name=../../x", "folder"]),
         ([f"name={LONG}"], ["name=xxx", "at most"]),
         (["algo=r2d2", "data=glyphs", "algo.ridge=0"], ["algo.ridge=0", "more than 0"]),
-        (["optim.betas=[0.9]"], ["optim.betas=[0.9]", "2 numbers"]),
         (["optim.betas=[a,b]"], ["optim.betas=", "2 numbers"]),
         (["optim.betas=[1.0,1.0]"], ["optim", "beta"]),
         (["+optim.fused=true", "+optim.foreach=true"], ["optim", "fused"]),
         (["+optim.capturable=true"], ["optim", "apturable"]),
         (["optim=sgd", "optim.momentum=0"], ["optim", "momentum"]),
-    ],
-    "networks": [
-        (["backbone.hidden=[-1]"], ["backbone.hidden=[-1]", "1 or more"]),
-        (["backbone.hidden=[0]"], ["backbone.hidden=[0]", "1 or more"]),
-        (["data=glyphs", "backbone=conv4", "backbone.channels=[0]"], ["backbone.channels=[0]", "1 or more"]),
-        (["data=glyphs", "backbone=resnet12", "backbone.channels=[]"], ["backbone.channels=[]"]),
     ],
     "too much for the memory": [
         ([f"test.tasks={VAST}"], [f"test.tasks={VAST}", "GB"]),

@@ -48,6 +48,13 @@ def test_what_fits_is_made_as_ever() -> None:
         assert torch.empty(10**12, device="meta").numel() == 10**12
 
 
+def test_all_that_is_made_counts_as_often_as_it_is_kept() -> None:
+    with Room("x=1", "Lower it", copies=3):
+        kept = [torch.empty(40_000_000), torch.empty(40_000_000)]  # 160 MB each
+        with pytest.raises(UserError, match="x=1 takes 1 GB"):
+            kept.append(torch.empty(10_000_000))
+
+
 def test_outside_nothing_is_refused() -> None:
     with Room("x=1", "Lower it") as found:
         found.check(10**8, torch.device("cpu"))
