@@ -94,7 +94,8 @@ def _check_flags(flags: list[str], words: list[str]) -> None:
 
 def _refuse_blanks(words: list[str]) -> None:
     for before, after in pairwise(words):
-        if after.startswith("=") or (before.endswith("=") and "=" not in after and not after.startswith("~")):
+        value_apart = before.endswith("=") and "=" not in after and not after.startswith("~")
+        if value_apart or (after.startswith("=") and "=" not in before):
             raise UserError(f"{before} {after}: between a key and its value there are no blanks. Type train.steps=5.")
 
 
