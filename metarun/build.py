@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
+import math
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,15 +11,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from metarun.construct import construct, prepared, target_of
+from metarun.construct import construct, prepared
 from metarun.engine.compile import Compiled, check_compiler
 from metarun.engine.device import allow_tf32, pick
-from metarun.errors import UserError
-from metarun.evaluate import Exam, dice, milestones
+from metarun.engine.room import Room
+from metarun.errors import UserError, one_line
+from metarun.evaluate import AT_ONCE, Exam, dice, milestones
+from metarun.interface import check_algorithm, check_params, check_trunk, fulfilled, is_own
 from metarun.maths.net import Net
 from metarun.settings import Job
-from metarun.types import Algorithm, Data, MetaGradient, Optimizer, Sampler
+from metarun.types import Algorithm, Balance, Data, Draw, MetaGradient, Optimizer, Sampler, Source
 
 
 @dataclass(frozen=True)
@@ -46,36 +49,62 @@ def build(job: Job) -> Parts:
     allow_tf32(root.precision == "tf32")
     if root.compile:
         check_compiler(device)
+    factor, optimizer = _factor(job), _optimizer(job, device)
     data, other = _load(job, device)
-    sampler = _training(job, data)
+    sampler = _training(job, data, device)
     steps = job.test.adapt_steps
     test = _exam(job, other, "test", job.test.tasks, job.test.seed, milestones(steps))
     val = _exam(job, data, "val", job.val.tasks, job.val.seed, [steps])
     _refuse_shared(val, test, job)
-    make_trunk = partial(prepared(sections["backbone"], "backbone", "shape"), shape=data.shape)
-    net = Net.build(make_trunk, sampler.heads, root.norm_stats, root.precision == "bf16").to(device)
-    algo = _by_phase(job, net)
+    net = _net(job, data, sampler).to(device)
+    algo, tested = _by_phase(job, net), _by_phase(job, net.testing(test.sampler.heads))
+    _check_algorithm(algo(0), tested(0), sampler, test, device)
     return Parts(
         device=device,
         data=data,
         test_data=other,
         algo=algo,
         trained=_compiled(algo) if root.compile else algo,
-        tested=_by_phase(job, net.testing(test.sampler.heads)),
+        tested=tested,
         sampler=sampler,
         val=val,
         test=test,
-        optimizer=lambda params: construct(sections["optim"], "optim", params=params),
-        factor=prepared(sections["schedule"], "schedule", "step", "steps"),
+        optimizer=optimizer,
+        factor=factor,
     )
+
+
+def _factor(job: Job) -> Callable[[int, int], float]:
+    """The schedule, tried on the first and the last step."""
+    factor = prepared(job.sections["schedule"], "schedule", "step", "steps")
+    for step in (0, job.train.steps - 1):
+        try:
+            found = factor(step, job.train.steps)
+        except OverflowError:
+            found = math.inf
+        if not isinstance(found, float | int) or not 0 <= found < math.inf:
+            raise UserError(f"schedule: the factor of step {step} is {found}. Let it be a number of 0 or more.")
+    return factor
+
+
+def _optimizer(job: Job, device: torch.device) -> Callable[[list[Tensor]], Optimizer]:
+    """Makes the outer optimiser. It is tried on one number: some options torch refuses only when it steps."""
+    made = partial(construct, job.sections["optim"], "optim")
+    trial = torch.zeros(1, device=device)
+    trial.grad = torch.zeros_like(trial)
+    try:
+        fulfilled(made(params=[trial]), Optimizer, "optim").step(lambda: trial.grad)
+    except (RuntimeError, ValueError, AssertionError) as error:
+        raise UserError(f"optim: {one_line(error).rstrip('.')}. Change that key of optim.") from error
+    return lambda params: made(params=params)
 
 
 def _load(job: Job, device: torch.device) -> tuple[Data, Data]:
     """The data set that is trained on, and the one that is tested on."""
-    data = construct(job.sections["data"], "data").load(device)
+    data = _loaded(job.sections["data"], "data", device)
     if job.test_data is None:
         return data, data
-    other = construct(job.test_data, "test.data").load(device)
+    other = _loaded(job.test_data, "test.data", device)
     if other.shape != data.shape:
         raise UserError(
             f"test.data={job.test.data} has inputs of shape {list(other.shape)}, the training data "
@@ -97,12 +126,34 @@ def _refuse_known(job: Job, data: Data, other: Data) -> None:
         )
 
 
+def _loaded(section: Any, prefix: str, device: torch.device) -> Data:
+    source = fulfilled(construct(section, prefix), Source, prefix)
+    with Room(prefix, f"Lower what sets its size: metarun --cfg job shows the keys of {prefix}"):
+        return fulfilled(source.load(device), Data, prefix)
+
+
+def _training(job: Job, data: Data, device: torch.device) -> Sampler:
+    """Draws what the algorithm trains on. A step's tasks are drawn once, to see that there is room for them."""
+    train, sampler, owner = job.train, _sampler(job, data), job.owner("train")
+    words = f"train.tasks={train.tasks} with {owner}.shots={train.shots} and {owner}.queries={train.queries}"
+    with Room(words, "Lower one of them") as room:
+        draw = sampler.draw(train.tasks, torch.Generator(device).manual_seed(0))
+        _check_room(room, sampler, draw, len(next(iter(draw.values()))) // job.team.size)
+    return sampler
+
+
+def _check_room(room: Room, sampler: Sampler, draw: Draw, at_once: int) -> None:
+    """Refuses a draw of which so many entries, gathered at once, would not fit into memory."""
+    one = tree_leaves(sampler.gather({name: lots[:1] for name, lots in draw.items()}))
+    room.check(at_once * sum(t.nbytes for t in one), one[0].device)
+
+
 def drawn_by(job: Job, data: Data) -> str:
     """How training tasks are drawn: in the first of the algorithm's ways that the data set offers."""
     return next((way for way in job.trains_on if way in data.offers), job.trains_on[0])  # which is then refused
 
 
-def _training(job: Job, data: Data) -> Sampler:
+def _sampler(job: Job, data: Data) -> Sampler:
     """Draws what the algorithm trains on."""
     by, train = drawn_by(job, data), job.train
     if by == "episodes":
@@ -112,9 +163,13 @@ def _training(job: Job, data: Data) -> Sampler:
 
 def _exam(job: Job, data: Data, split: str, tasks: int, seed: int, marks: list[int]) -> Exam:
     """Fixed episodes of a split."""
-    test = job.test
-    sampler = data.episodes(split, test.ways, test.shots, test.queries, job.owner("test"))
-    return Exam(sampler, sampler.draw(tasks, dice(split, seed)), test.adapt_steps, marks)
+    test, owner = job.test, job.owner("test")
+    sampler = data.episodes(split, test.ways, test.shots, test.queries, owner)
+    words = f"{split}.tasks={tasks} with {owner}.shots={test.shots} and {owner}.queries={test.queries}"
+    with Room(words, "Lower one of them") as room:
+        draw = sampler.draw(tasks, dice(split, seed))
+        _check_room(room, sampler, draw, min(tasks, AT_ONCE))
+    return Exam(sampler, draw, test.adapt_steps, marks)
 
 
 def _refuse_shared(val: Exam, test: Exam, job: Job) -> None:
@@ -126,10 +181,33 @@ def _refuse_shared(val: Exam, test: Exam, job: Job) -> None:
         )
 
 
+def _net(job: Job, data: Data, sampler: Sampler) -> Net:
+    """The network. Memory holds it as a module that trains and one that is tested, as θ, a slope and two moments."""
+    make_trunk = partial(construct, job.sections["backbone"], "backbone", shape=data.shape)
+    with Room(f"backbone={job.choices['backbone']}", "Make it narrower", copies=6):
+        net = Net.build(make_trunk, sampler.heads, job.root.norm_stats, job.root.precision == "bf16")
+    if is_own(net.module.trunk):
+        check_trunk(net.module.trunk, data.shape)
+    return net
+
+
+def _check_algorithm(trained: Algorithm, tested: Algorithm, sampler: Sampler, exam: Exam, device: torch.device) -> None:
+    """One of the user's own is tried on one task, before it is trusted with hours."""
+    if not is_own(trained):
+        return
+    generator = torch.Generator().manual_seed(0)
+    fresh = trained.init(generator)
+    check_params(fresh, type(trained).__name__)
+    params = {name: p.to(device) for name, p in fresh.items()}
+    episode = exam.sampler.gather(exam.first().draw)
+    sample = sampler.gather(sampler.draw(2, generator))
+    check_algorithm(trained, tested, params, episode, sample)
+
+
 def _by_phase(job: Job, net: Net) -> Callable[[int], Algorithm]:
     """The algorithm in force at a step: from each step that `algo.phases` names on, with other keys."""
     section, given = job.sections["algo"], {"net": net, **_balance(job)}
-    starts, algos = [0], [construct(section, "algo", **given)]
+    starts, algos = [0], [fulfilled(construct(section, "algo", **given), Algorithm, "algo")]
     for step, changes in job.phases.items():
         section = {**section, **changes}
         starts.append(step)
@@ -138,16 +216,9 @@ def _by_phase(job: Job, net: Net) -> Callable[[int], Algorithm]:
 
 
 def _balance(job: Job) -> dict[str, Any]:
-    """The balance, for an algorithm that takes one."""
-    takes = "balance" in inspect.signature(target_of(job.sections["algo"], "algo")).parameters
+    """The balance, where there is one: then the algorithm takes it."""
     section = job.sections.get("balance")
-    if section and not takes:
-        raise UserError(
-            f"balance={job.choices['balance']}: algo={job.choices['algo']} has no losses to weigh. Leave balance out."
-        )
-    if takes and not section:
-        raise UserError(f"algo={job.choices['algo']} weighs several losses: name a balance, as balance=equal.")
-    return {"balance": construct(section, "balance")} if section else {}
+    return {"balance": fulfilled(construct(section, "balance"), Balance, "balance")} if section else {}
 
 
 def _compiled(algo: Callable[[int], Algorithm]) -> Callable[[int], MetaGradient]:

@@ -12,42 +12,22 @@ from __future__ import annotations
 import difflib
 import inspect
 import json
-import math
 import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, is_dataclass
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import is_dataclass
 from functools import partial
 from pkgutil import resolve_name
 from typing import Annotated, Any
 
+from metarun.bounds import BOUNDS, beyond_machine
 from metarun.errors import UserError
 
 COMPUTE_ONLY = "how a run is computed, not what it learns"
 PLACE = "where something lies; a relative path starts where the run was started"
 PROTOCOL = "a silent choice that numbers depend on"
-
-
-@dataclass(frozen=True)
-class AtLeast:
-    """Bounds of a number: `least` or more, and less than `below` where that is given."""
-
-    least: float
-    below: float = math.inf
-
-    def complaint(self, value: float) -> str:
-        """What is wrong with a number, and the remedy; empty where it lies within the bounds."""
-        if self.least <= value < self.below:
-            return ""
-        upper = "" if self.below == math.inf else f", but less than {self.below}"
-        return f" is too {'small' if value < self.least else 'large'}. Give {self.least} or more{upper}."
-
-
-Count = Annotated[int, AtLeast(1)]  # 1, 2, 3, ...
-Natural = Annotated[int, AtLeast(0)]  # 0, 1, 2, ...
-Rate = Annotated[float, AtLeast(0)]
-Share = Annotated[float, AtLeast(0, below=1)]
 Place = Annotated[str, COMPUTE_ONLY, PLACE]
+LONGEST = 200  # letters of a value that are shown
 
 UNIONS = (typing.Union, types.UnionType)
 LISTS = (list, tuple, Sequence)
@@ -66,6 +46,14 @@ NAMES: dict[Any, str] = {
 def target_of(section: Mapping[str, Any], prefix: str) -> Any:
     """The class or function that `_target_` names."""
     name = str(section.get("_target_"))
+    found = _resolved(name, prefix)
+    kind = "an interface" if inspect.isabstract(found) or _is_protocol(found) else f"a {type(found).__name__}"
+    if kind == "an interface" or not callable(found):
+        raise UserError(f"{prefix}._target_={shown(name)} is {kind}, which makes nothing. Name a class or a function.")
+    return found
+
+
+def _resolved(name: str, prefix: str) -> Any:
     try:
         return resolve_name(name)
     except ModuleNotFoundError as error:
@@ -93,15 +81,42 @@ def prepared(section: Any, prefix: str, *later: str, target: Any = None) -> part
     """The same before the call: checked, and waiting for the arguments named in `later`."""
     target = target or target_of(section, prefix)
     arguments = _arguments(section, prefix, target, later, construct)
-    for name, parameter in inspect.signature(target).parameters.items():
-        if parameter.default is inspect.Parameter.empty and name not in (*arguments, *later):
-            raise UserError(f"{_path(prefix, name)} is missing. Give it a value.")
+    _refuse_missing(section, prefix, target, {*arguments, *later})
     return partial(target, **arguments)
 
 
-def check(section: Any, prefix: str, target: Any = None) -> None:
-    """Refuses a section's wrong keys and values, those of nested sections too, and builds nothing."""
-    _arguments(section, prefix, target or target_of(section, prefix), (), _checked)
+def check(section: Any, prefix: str, target: Any = None, given: Collection[str] | None = None) -> None:
+    """Refuses a section's wrong keys and values, those of nested sections too, and builds nothing.
+
+    Where `given` names what the run will add, keys that are missing are refused as well.
+    """
+    target = target or target_of(section, prefix)
+    arguments = _arguments(section, prefix, target, given or (), _checked)
+    if given is not None:
+        _refuse_missing(section, prefix, target, {*arguments, *given})
+
+
+def takes(section: Any, prefix: str, name: str) -> bool:
+    """Whether what `_target_` names takes an argument of that name."""
+    return name in _parameters(section, prefix, target_of(section, prefix))[0]
+
+
+def _parameters(section: Any, prefix: str, target: Any) -> tuple[dict[str, inspect.Parameter], bool]:
+    """What a target takes by name, and whether it takes any other name too."""
+    try:
+        found = inspect.signature(target).parameters.values()
+    except (TypeError, ValueError) as error:  # of what is written in C
+        what = f"{prefix}._target_={section.get('_target_')}"
+        raise UserError(f"{what} does not tell what it takes. Name another class or function.") from error
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    return {p.name: p for p in found if p.kind in kinds}, any(p.kind == inspect.Parameter.VAR_KEYWORD for p in found)
+
+
+def _refuse_missing(section: Any, prefix: str, target: Any, there: Collection[str]) -> None:
+    named, _ = _parameters(section, prefix, target)
+    for name, parameter in named.items():
+        if parameter.default is inspect.Parameter.empty and name not in there:
+            raise UserError(f"{_path(prefix, name)} is missing. Give it a value.")
 
 
 def marked(mark: str, section: Any, prefix: str, target: Any = None) -> dict[str, Any]:
@@ -126,15 +141,19 @@ def _checked(section: Any, prefix: str) -> Any:
 
 
 def _arguments(
-    section: Any, prefix: str, target: Any, later: Iterable[str], build: Callable[[Any, str], Any]
+    section: Any, prefix: str, target: Any, later: Collection[str], build: Callable[[Any, str], Any]
 ) -> dict[str, Any]:
     """The values of a section, each of them what the target takes; nested sections are what `build` makes of them."""
     hints = hints_of(target)
-    accepted = [name for name in inspect.signature(target).parameters if name not in later]
+    named, takes_any = _parameters(section, prefix, target)
+    if strange := [name for name in later if name not in named and not takes_any]:
+        what = f"{prefix}._target_={section.get('_target_')} takes no {strange[0]}"
+        raise UserError(f"{what}, which the run gives to every {prefix}. Name another class or function.")
+    accepted = [name for name in named if name not in later]
     arguments = {}
     for key, value in _values(section).items():
         path = _path(prefix, key)
-        if key not in accepted:
+        if key not in accepted and (key in later or not takes_any):
             raise UserError(f"{path} is no key here.{nearest(key, accepted, _path(prefix, ''))}")
         arguments[key] = _replaced(value, path, build)
         if wrong := _complaint(arguments[key], hints.get(key, Any)):
@@ -164,7 +183,7 @@ def hints_of(target: Any) -> dict[str, Any]:
         target = target.__init__  # of a dataclass the class itself, which knows where each field's type was imported
     try:
         return typing.get_type_hints(target, include_extras=True)
-    except NameError:  # types imported for the type checker alone: their values go unchecked
+    except (NameError, TypeError):  # types imported for the type checker alone: their values go unchecked
         return {}
 
 
@@ -173,8 +192,9 @@ def _path(prefix: str, key: object) -> str:
 
 
 def shown(value: Any) -> str:
-    """A value as one types it."""
-    return json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    """A value as one types it, cut where it is endless."""
+    text = json.dumps(value) if value is None or isinstance(value, bool) else str(value)
+    return text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
 
 
 def nearest(word: str, choices: Iterable[str], prefix: str = "") -> str:
@@ -216,11 +236,15 @@ def _is_a(value: Any, kind: Any) -> bool:
         return callable(value)
     if not inspect.isclass(kind):
         return True
-    if typing.Protocol in kind.__bases__:
+    if _is_protocol(kind):
         return not isinstance(value, PLAIN)
     if isinstance(value, bool):
         return kind in (bool, object)
     return isinstance(value, (int, float) if kind is float else kind)
+
+
+def _is_protocol(kind: Any) -> bool:
+    return typing.Protocol in getattr(kind, "__bases__", ())
 
 
 def _entries(values: Sequence[Any], hint: Any) -> list[tuple[Any, Any]]:
@@ -232,13 +256,13 @@ def _entries(values: Sequence[Any], hint: Any) -> list[tuple[Any, Any]]:
 
 
 def _out_of_bounds(value: Any, hint: Any) -> str:
-    """What is wrong with a number, or with one in a list, that is of the right type; empty where nothing is."""
+    """What is wrong with a value, or with one in a list, that is of the right type; empty where nothing is."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if value is UNBUILT:
         return ""
     if origin is Annotated:
         wrong = _out_of_bounds(value, arguments[0])
-        bounds = [b for b in arguments[1:] if isinstance(b, AtLeast) and isinstance(value, int | float)]
+        bounds = [b for b in arguments[1:] if isinstance(b, BOUNDS) and value is not None]
         return wrong or next(filter(None, (b.complaint(value) for b in bounds)), "")
     if origin in UNIONS:
         wrongs = [_out_of_bounds(value, a) for a in arguments if fits(value, a)]
@@ -246,9 +270,7 @@ def _out_of_bounds(value: Any, hint: Any) -> str:
     if origin in LISTS:
         found = ((v, _out_of_bounds(v, h)) for v, h in _entries(value, hint))
         return next((f": {shown(v)}{wrong}" for v, wrong in found if wrong), "")
-    if hint in (int, float) and isinstance(value, int) and not -(2**63) <= value < 2**63:
-        return " does not fit into 64 bits. Give a smaller number."
-    return " is not finite. Give a number." if hint is float and not math.isfinite(value) else ""
+    return beyond_machine(value, hint) if hint in (int, float) else ""
 
 
 def describe(hint: Any) -> str:

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from metarun.construct import COMPUTE_ONLY, PLACE, AtLeast, Count, Natural, Rate, check, construct, marked, shown
+from metarun.bounds import AtLeast, Count, FileName, Natural, Positive, Rate, Seed, Steps
+from metarun.construct import COMPUTE_ONLY, PLACE, check, construct, marked, nearest, shown, takes
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
 
 CHOSEN = ("algo", "data", "backbone", "optim", "schedule")
 GROUPS = (*CHOSEN, "balance", "device")
 SECTIONS = (*CHOSEN, "device", "train", "val", "test")
+GIVEN = {"algo": ("net",), "backbone": ("shape",), "optim": ("params",), "schedule": ("step", "steps")}  # by the run
 Several = Annotated[int, AtLeast(2)]  # tasks: an interval needs two
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
@@ -24,8 +26,8 @@ UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 class Root:
     """The keys that stand in no section."""
 
-    name: Annotated[str, COMPUTE_ONLY]
-    seed: Natural
+    name: Annotated[str, FileName(), COMPUTE_ONLY]
+    seed: Seed
     resume: Annotated[str | None, COMPUTE_ONLY]
     norm_stats: Literal["batch", "support"]
     parallel: Annotated[Literal["auto", "measure", "loop", "vmap"], COMPUTE_ONLY]
@@ -44,9 +46,12 @@ class Train:
     shots: Count
     queries: Count
     max_time: str | float | None
-    clip_value: Rate | None
-    clip_norm: Rate | None
+    clip_value: Positive | None
+    clip_norm: Positive | None
     log_every: Annotated[Count, COMPUTE_ONLY]
+
+    def __post_init__(self) -> None:
+        seconds(self.max_time)  # refused now, if it is none
 
     @property
     def max_seconds(self) -> float:
@@ -60,7 +65,7 @@ class Val:
     every: Count
     tasks: Several
     patience: Count | None
-    seed: Natural
+    seed: Seed
 
 
 @dataclass(frozen=True)
@@ -71,11 +76,28 @@ class Test:
     ways: Count
     shots: Natural
     queries: Count
-    adapt_steps: Natural
-    seed: Natural
+    adapt_steps: Steps
+    seed: Seed
     data: str | None
     root: Annotated[str | None, COMPUTE_ONLY, PLACE]
     only: Annotated[bool, COMPUTE_ONLY]
+
+
+@dataclass(frozen=True)
+class Course:
+    """What the run itself reads of an algorithm's section: what it trains on, and which keys change at which step."""
+
+    trains_on: str | Sequence[str] = "episodes"
+    phases: dict[int, Any] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.trains_on:
+            raise UserError("algo.trains_on names nothing to train on. Give episodes, group or rows.")
+        for step, keys in (self.phases or {}).items():
+            if not isinstance(step, int) or step < 1 or not isinstance(keys, Mapping):
+                raise UserError(
+                    f"algo.phases={self.phases}: write steps with keys of algo, as {{5000: {{first_order: false}}}}."
+                )
 
 
 @dataclass(frozen=True)
@@ -96,7 +118,9 @@ def seconds(text: str | float | None) -> float:
 
 
 def check_sections(config: Mapping[str, Any]) -> None:
-    """Refuses a config of which a section was deleted or made a number."""
+    """Refuses a config that lacks a section, or has one that nobody reads, and wrong keys of the run's own."""
+    for section in sorted({key for key, value in config.items() if isinstance(value, Mapping)} - {*SECTIONS, *GROUPS}):
+        raise UserError(f"{section} is no section of the config.{nearest(section, {*SECTIONS, *GROUPS})}")
     for section in SECTIONS:
         if not isinstance(config.get(section), Mapping):
             raise UserError(
@@ -105,8 +129,9 @@ def check_sections(config: Mapping[str, Any]) -> None:
             )
         if section in CHOSEN and "_target_" not in config[section]:
             raise UserError(f"{section}= is missing. Choose one; metarun --help names them.")
-    if "seed" not in config:
-        raise UserError("seed is missing. Give it a value.")
+    plain = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
+    for name, kind in (("", Root), ("train", Train), ("val", Val), ("test", Test)):
+        check(config[name] if name else plain, name, kind, given=())
 
 
 def places(config: Mapping[str, Any]) -> list[str]:
@@ -150,31 +175,44 @@ class Job:
     @property
     def sections(self) -> dict[str, Mapping[str, Any]]:
         """What `build` makes objects of, by group."""
-        algo = {key: value for key, value in self.config["algo"].items() if key not in ("trains_on", "phases")}
+        own = {field.name for field in fields(Course)}
+        algo = {key: value for key, value in self.config["algo"].items() if key not in own}
         return {g: section for g, section in self.config.items() if g in GROUPS and section} | {"algo": algo}
+
+    @cached_property
+    def course(self) -> Course:
+        own = {field.name: self.config["algo"].get(field.name, field.default) for field in fields(Course)}
+        check(own, "algo", Course)
+        return Course(**own)  # as it is: a phase is no object yet
 
     @property
     def trains_on(self) -> list[str]:
         """Ways to draw training tasks, of which the first that the data set offers is taken."""
-        named = self.config["algo"].get("trains_on", "episodes")
-        return [named] if isinstance(named, str) else [str(name) for name in named]
+        named = self.course.trains_on
+        return [named] if isinstance(named, str) else list(named)
 
     @property
     def phases(self) -> dict[int, Mapping[str, Any]]:
         """The keys of `algo` that change at a step, and stay so, by step."""
-        phases = self.config["algo"].get("phases") or {}
-        for step, keys in phases.items():
-            if not isinstance(step, int) or step < 1 or not isinstance(keys, Mapping):
-                raise UserError(
-                    f"algo.phases={phases}: write steps with keys of algo, as {{5000: {{first_order: false}}}}."
-                )
-        return dict(sorted(phases.items()))
+        return dict(sorted((self.course.phases or {}).items()))
 
     def check(self) -> None:
         """Refuses keys and values that what is chosen cannot take, before anything is loaded."""
-        for group in CHOSEN:
-            check(self.sections[group], group)
-        _ = self.train.max_seconds, self.val, self.test, self.outer  # checked as they are read
+        _ = self.root, self.train, self.val, self.test, self.outer, self.course  # checked as they are read
+        sections = {group: section for group, section in self.sections.items() if group != "device"}
+        takes_balance = takes(sections["algo"], "algo", "balance")
+        if takes_balance and "balance" not in sections:
+            raise UserError(f"algo={self.choices['algo']} weighs several losses: name a balance, as balance=equal.")
+        if "balance" in sections and not takes_balance:
+            raise UserError(
+                f"balance={self.choices['balance']}: algo={self.choices['algo']} has no losses to weigh. "
+                "Leave balance out."
+            )
+        for group, section in sections.items():
+            given = (*GIVEN.get(group, ()), *(["balance"] if group == "algo" and takes_balance else []))
+            check(section, group, given=given)
+        for step, changes in self.phases.items():
+            check({"_target_": sections["algo"]["_target_"], **changes}, f"algo.phases.{step}")
 
     @property
     def resumes(self) -> bool:

@@ -20,17 +20,8 @@ import torch
 from torch import Tensor
 
 # Who knows the other words finds these here.
-from metarun.construct import (  # noqa: F401
-    COMPUTE_ONLY,
-    PLACE,
-    PROTOCOL,
-    AtLeast,
-    Count,
-    Natural,
-    Place,
-    Rate,
-    Share,
-)
+from metarun.bounds import Above, AtLeast, Count, Natural, Positive, Rate, Seed, Share, Side, Steps  # noqa: F401
+from metarun.construct import COMPUTE_ONLY, PLACE, PROTOCOL, Place  # noqa: F401
 from metarun.errors import UserError  # noqa: F401
 
 Params = dict[str, Tensor]
@@ -168,6 +159,14 @@ class Data(Protocol):
 
     def tasks(self, by: str, shots: int) -> Sampler:
         """The sampler of another way to draw training tasks than episodes; one that is not offered is refused."""
+        ...
+
+
+class Source(Protocol):
+    """What a data set's YAML describes."""
+
+    def load(self, device: torch.device) -> Data:
+        """Reads, or makes, the data set and brings it to the device."""
         ...
 
 

@@ -10,13 +10,10 @@ from typing import Annotated, Any, Literal, Protocol
 import pytest
 import torch
 
+from metarun.bounds import AtLeast, Count, FileName, Positive, Rate, Seed, Share
 from metarun.construct import (
     COMPUTE_ONLY,
     PROTOCOL,
-    AtLeast,
-    Count,
-    Rate,
-    Share,
     check,
     construct,
     describe,
@@ -249,8 +246,27 @@ def test_keys_that_carry_another_mark_are_found_with_their_values() -> None:
         (float("inf"), Rate | None, "=inf is not finite. Give a number."),
         (float("nan"), Any, ""),
         (2**63 - 1, int, ""),
-        (2**63, int, f"={2**63} does not fit into 64 bits. Give a smaller number."),
-        (10**400, float, f"={10**400} does not fit into 64 bits. Give a smaller number."),
+        (2**63, int, f"={2**63} is too large for 64 bits. Give a number of fewer digits."),
+        (-(2**63) - 1, int, f"={-(2**63) - 1} is too small for 64 bits. Give a number of fewer digits."),
+        (10**400, float, f"=1{'0' * 199}... is too large for 64 bits. Give a number of fewer digits."),
+        (2**63 - 1, Seed, ""),
+        (2**64, Seed, f"={2**64} is too large for 64 bits. Give a number of fewer digits."),
+        (3.4e38, float, ""),
+        (1e300, Rate, "=1e+300 is too large for a 32-bit number. Give one between -3.4e38 and 3.4e38."),
+        (-1e39, float, "=-1e+39 is too large for a 32-bit number. Give one between -3.4e38 and 3.4e38."),
+        (1e-50, Rate, "=1e-50 is too near to 0 for a 32-bit number. Give 0, or 1.2e-38 or more."),
+        (
+            [0.9, 1e39],
+            tuple[float, float | torch.Tensor],
+            "=[0.9, 1e+39]: 1e+39 is too large for a 32-bit number. Give one between -3.4e38 and 3.4e38.",
+        ),
+        (0.0, Positive, "=0.0 is too small. Give more than 0."),
+        (0, Positive | None, "=0 is too small. Give more than 0."),
+        (1e-9, Positive, ""),
+        (None, Annotated[int | None, AtLeast(1)], ""),
+        ("a/b", Annotated[str, FileName()], "=a/b cannot be a part of a folder's name. Leave out every /."),
+        ("é" * 51, Annotated[str, FileName()], f"={'é' * 51} is too long. Give at most 100 letters."),
+        ("é" * 50, Annotated[str, FileName()], ""),
     ],
 )
 def test_bounds_hold_wherever_in_an_annotation_they_stand(value: Any, hint: Any, words: str) -> None:

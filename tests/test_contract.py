@@ -16,9 +16,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from metarun import settings
+from metarun.bounds import Above, AtLeast
 from metarun.cli import CONF
 from metarun.cli.help import comment
-from metarun.construct import AtLeast, check, hints_of, prepared, target_of
+from metarun.construct import check, hints_of, prepared, takes, target_of
 from metarun.engine.device import pick
 from metarun.errors import UserError
 
@@ -41,9 +42,10 @@ WORDS = {"types", "errors"}
 ALLOWED = {
     "errors": set(),
     "metrics": set(),
-    "construct": {"errors"},
-    "types": {"errors", "construct"},
-    "settings": {"errors", "construct", "engine"},
+    "bounds": set(),
+    "construct": {"errors", "bounds"},
+    "types": {"errors", "construct", "bounds"},
+    "settings": {"errors", "construct", "bounds", "engine"},
     "maths": WORDS,
     "optim": WORDS,
     "balance": WORDS,
@@ -53,6 +55,7 @@ ALLOWED = {
     "data": WORDS | {"engine"},
     "tracking": WORDS | {"metrics"},
     "report": {"errors", "metrics"},
+    "interface": WORDS | {"engine"},
     "evaluate": WORDS | {"maths", "engine", "metrics"},
     "state": WORDS | {"engine"},
     "loop": WORDS | {"engine", "tracking", "metrics", "state"},
@@ -110,6 +113,7 @@ def outside(hint: Any) -> Iterator[tuple[Any, Any]]:
     """For each bound within an annotation, a value that lies beyond it and one that lies on it."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
+        yield from ((bound.bound, bound.bound + 1) for bound in arguments[1:] if isinstance(bound, Above))
         for bound in (b for b in arguments[1:] if isinstance(b, AtLeast)):
             yield bound.least - 1, bound.least
             if bound.below < float("inf"):
@@ -224,7 +228,8 @@ def test_the_keys_of_a_yaml_are_the_arguments_of_its_target(group: str, name: st
 
 @pytest.mark.parametrize(("group", "name"), BUILT)
 def test_the_values_of_a_yaml_are_what_its_target_takes(group: str, name: str) -> None:
-    assert prepared(section(group, name), group, *GIVEN[group])
+    values = section(group, name)
+    assert prepared(values, group, *(given for given in GIVEN[group] if takes(values, group, given)))
 
 
 @pytest.mark.parametrize("data", [name for group, name in CHOICES if group == "data"])
@@ -240,7 +245,7 @@ def test_what_an_algorithm_takes_on_a_data_set_is_named_after_both(file: Path) -
     own = yaml.safe_load(file.read_text())["algo"]
     values = section("algo", algo, f"data={data}")
     assert own == {key: values[key] for key in own} != {key: section("algo", algo)[key] for key in own}
-    assert prepared(values, "algo", *GIVEN["algo"])
+    assert prepared(values, "algo", *(given for given in GIVEN["algo"] if takes(values, "algo", given)))
 
 
 def test_bounds_are_found_in_every_section() -> None:

@@ -14,13 +14,9 @@ from metarun.cli import CONF
 from metarun.construct import COMPUTE_ONLY, construct, marked
 from metarun.engine.device import pick
 from metarun.errors import UserError
-from metarun.settings import CHOSEN, SECTIONS, Job, check_sections, seconds
+from metarun.settings import SECTIONS, Job, check_sections, seconds
 
 OWN: dict[str, type] = {"": settings.Root, "train": settings.Train, "val": settings.Val, "test": settings.Test}
-
-
-def config() -> dict[str, Any]:
-    return {"seed": 0, **{name: {"_target_": "x"} if name in CHOSEN else {} for name in SECTIONS}}
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +63,7 @@ def check(config: dict[str, Any]) -> None:
     ("key", "value", "words"),
     [
         ("data.shots", 0, "data.shots=0 is too small. Give 1 or more."),
-        ("algo.inner_steps", -1, "algo.inner_steps=-1 is too small. Give 0 or more."),
+        ("algo.inner_steps", -1, "algo.inner_steps=-1 is too small. Give 0 or more, but less than 1001."),
         ("algo.inner_lr", float("inf"), "algo.inner_lr=inf is not finite. Give a number."),
         ("optim.lr", -1, "optim.lr=-1 is too small. Give 0 or more."),
         ("optim.eps", float("nan"), "optim.eps=nan is not finite. Give a number."),
@@ -86,6 +82,48 @@ def test_what_a_chosen_part_cannot_take_is_refused_before_anything_is_built(
     with pytest.raises(UserError) as told:
         check(defaults | {section: defaults[section] | {name: value}})
     assert str(told.value).startswith(words)
+
+
+SEEDS = ("seed", "val.seed", "test.seed", "data.split_seed")
+FLOATS = ("optim.lr", "optim.eps", "optim.weight_decay", "algo.inner_lr", "train.clip_value", "schedule.final")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "words"),
+    [
+        *((key, value, "64 bits") for key in SEEDS for value in (2**63, 2**64, 10**30)),
+        *((key, -1, "0 or more") for key in SEEDS),
+        *((key, value, "32-bit number") for key in FLOATS for value in (1e300, 1e39, 1e-60)),
+        *((key, value, "not finite") for key in FLOATS for value in (float("inf"), float("nan"))),
+        ("train.clip_norm", 0, "more than 0"),
+        ("train.clip_value", 0.0, "more than 0"),
+        ("algo.inner_steps", 10**9, "less than 1001"),
+        ("test.adapt_steps", 10**9, "less than 1001"),
+        ("data.size", 10**6, "less than 4097"),
+        ("optim.betas", [0.9], "2 numbers"),
+        ("backbone.hidden", [-1], "1 or more"),
+        ("backbone.hidden", [0], "1 or more"),
+        ("backbone.channels", 64, "a list of whole numbers"),
+        ("train.max_time", "soon", "90s"),
+        ("algo.trains_on", [], "episodes"),
+        ("algo.phases", {5: {"first_order": 3}}, "true or false"),
+        ("name", "../../x", "folder"),
+    ],
+)
+def test_what_no_run_could_mean_is_refused_with_its_key(
+    defaults: dict[str, Any], key: str, value: Any, words: str
+) -> None:
+    section, _, name = key.rpartition(".")
+    changed = defaults | ({section: defaults[section] | {name: value}} if section else {key: value})
+    with pytest.raises(UserError, match=words) as told:
+        check(changed)
+    assert str(told.value).startswith(key) and "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize(("key", "value"), [("seed", 2**63 - 1), ("optim.lr", 3e38), ("train.clip_norm", 1e-30)])
+def test_what_is_large_or_small_and_can_be_is_taken(defaults: dict[str, Any], key: str, value: Any) -> None:
+    section, _, name = key.rpartition(".")
+    check(defaults | ({section: defaults[section] | {name: value}} if section else {key: value}))
 
 
 def test_a_part_without_the_rate_that_the_schedule_multiplies_is_refused(defaults: dict[str, Any]) -> None:
@@ -109,8 +147,21 @@ def test_what_only_says_how_a_run_is_computed_is_marked(defaults: dict[str, Any]
 
 
 @pytest.mark.parametrize("name", SECTIONS)
-def test_a_section_that_is_gone_or_no_section_is_named(name: str) -> None:
-    check_sections(config())
+def test_a_section_that_is_gone_or_no_section_is_named(defaults: dict[str, Any], name: str) -> None:
+    check_sections(defaults)
     for wrong in ({}, {name: 3}):
         with pytest.raises(UserError, match=name):
-            check_sections({key: value for key, value in config().items() if key != name} | wrong)
+            check_sections({key: value for key, value in defaults.items() if key != name} | wrong)
+
+
+def test_a_section_that_nobody_reads_is_refused(defaults: dict[str, Any]) -> None:
+    with pytest.raises(UserError, match=r"^optm is no section of the config\. Did you mean optim\?"):
+        check_sections(defaults | {"optm": {"lr": 5}})
+
+
+@pytest.mark.parametrize("key", ["seed", "resume", "test.only", "val.patience", "train.max_time"])
+def test_no_key_of_the_runs_own_may_be_missing(defaults: dict[str, Any], key: str) -> None:
+    section, _, name = key.rpartition(".")
+    without = {k: v for k, v in (defaults[section] if section else defaults).items() if k != name}
+    with pytest.raises(UserError, match=rf"^{key} is missing"):
+        check_sections(defaults | {section: without} if section else without)

@@ -38,6 +38,18 @@ def test_a_sweep_is_called_by_what_it_sweeps(quick: Callable[..., Any]) -> None:
     assert sweep.name.endswith("_maml,reptile_sinusoid")
 
 
+def test_a_sweep_that_a_yaml_asks_for_names_its_jobs_as_one_that_is_typed(
+    metarun: Callable[..., Any], quick: Callable[..., Any]
+) -> None:
+    Path("conf/experiment").mkdir(parents=True)
+    asked = '{hydra: {mode: MULTIRUN, sweeper: {params: {seed: "0,1"}}}}'
+    Path("conf/experiment/two.yaml").write_text(f"# @package _global_\n{asked}\n")
+    assert quick("experiment=two", "hydra.sweep.dir=sweep").code == 0
+    assert statuses("sweep") == {"0_seed=0": "completed", "1_seed=1": "completed"}
+    assert metarun("resume=sweep/1_seed=1", "train.steps=3").code == 0  # that one alone
+    assert json.loads(Path("sweep/1_seed=1/result.json").read_text())["steps"] == 3
+
+
 def test_a_failed_job_is_told_at_once_and_the_others_finish(quick: Callable[..., Any]) -> None:
     outcome = quick("-m", "algo=maml,mtl", "seed=0,1", "hydra.sweep.dir=sweep")
     assert outcome.code == 2

@@ -28,11 +28,11 @@ from metarun.types import (
     Batch,
     Episode,
     Metrics,
-    Natural,
     Outputs,
     ParallelMap,
     Params,
     Rate,
+    Steps,
     learned,
 )
 
@@ -41,7 +41,7 @@ from metarun.types import (
 class MAML:
     net: Net
     inner_lr: Rate
-    inner_steps: Natural
+    inner_steps: Steps
     first_order: Annotated[bool, PROTOCOL]
     inner_loss: Annotated[Literal["mean", "sum"], PROTOCOL]
     adapt_norm: Annotated[bool, PROTOCOL]

@@ -34,8 +34,8 @@ from metarun.maths.norm import BatchNorm
 from metarun.types import (
     PROTOCOL,
     STEP,
+    AtLeast,
     Batch,
-    Count,
     Episode,
     Metrics,
     Natural,
@@ -54,7 +54,7 @@ MOMENTUM = 0.1  # of running statistics
 class MAMLPlusPlus:
     net: Net
     inner_lr: float
-    inner_steps: Count
+    inner_steps: Annotated[int, AtLeast(1, below=1001)]
     first_order: Annotated[bool, PROTOCOL]
     multi_step: Annotated[bool, PROTOCOL]
     anneal_steps: Natural

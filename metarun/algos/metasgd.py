@@ -20,7 +20,7 @@ from torch import Tensor
 
 from metarun.maths.inner import query_grad, sgd
 from metarun.maths.net import Net
-from metarun.types import Batch, Episode, Metrics, Natural, Outputs, ParallelMap, Params, learned
+from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params, Steps, learned
 
 RATE = "rate."
 
@@ -34,7 +34,7 @@ def descent(fast: Params, slope: Params, _: int) -> Params:
 class MetaSGD:
     net: Net
     inner_lr: float
-    inner_steps: Natural
+    inner_steps: Steps
 
     def init(self, generator: torch.Generator) -> Params:
         params = self.net.init(generator)

@@ -25,7 +25,7 @@ from torch import Tensor
 from metarun.maths import new_head
 from metarun.maths.inner import query_grad
 from metarun.maths.net import Net
-from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params, UserError
+from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params, Positive
 
 RIDGE, SCALE = "log_ridge", "log_scale"
 
@@ -33,12 +33,12 @@ RIDGE, SCALE = "log_ridge", "log_scale"
 @dataclass(frozen=True)
 class R2D2:
     net: Net
-    ridge: float
-    scale: float
+    ridge: Positive
+    scale: Positive
 
     def init(self, generator: torch.Generator) -> Params:
         self.net.classes()
-        start = {RIDGE: _logarithm("ridge", self.ridge), SCALE: _logarithm("scale", self.scale)}
+        start = {name: torch.tensor(float(v)).log() for name, v in ((RIDGE, self.ridge), (SCALE, self.scale))}
         return {**self.net.init(generator, head=False), **start}
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
@@ -71,9 +71,3 @@ def _solve(gram: Tensor, y: Tensor, ridge: Tensor) -> Tensor:
     """(gram + ridge I)⁻¹ y. torch.linalg.solve would wait for the device, to learn whether there is a solution."""
     eye = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
     return torch.linalg.solve_ex(gram + ridge * eye, y, check_errors=False)[0]
-
-
-def _logarithm(key: str, value: float) -> Tensor:
-    if value <= 0:
-        raise UserError(f"algo.{key}={value} is learned by its logarithm. Give a number above 0.")
-    return torch.tensor(float(value)).log()

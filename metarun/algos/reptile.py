@@ -23,7 +23,7 @@ from torch import Tensor
 from metarun.maths.inner import adam, last, sgd
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
-from metarun.types import PROTOCOL, Batch, Count, Episode, Metrics, Natural, Outputs, ParallelMap, Params, Rate, learned
+from metarun.types import PROTOCOL, Batch, Count, Episode, Metrics, Outputs, ParallelMap, Params, Rate, Steps, learned
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Reptile:
     net: Net
     inner_optim: Annotated[Literal["sgd", "adam"], PROTOCOL]
     inner_lr: Rate
-    inner_steps: Natural
+    inner_steps: Steps
     inner_batch: Count
 
     def init(self, generator: torch.Generator) -> Params:

@@ -102,6 +102,8 @@ class DropBlock(nn.Module):
 
 
 def _check(shape: tuple[int, ...], stages: int) -> None:
+    if stages < 1:
+        raise UserError("backbone.channels=[] has no stage. Give at least one number.")
     if len(shape) != 3:
         raise UserError("this backbone takes images, and the data gives plain vectors: take backbone=mlp.")
     least = 2**stages

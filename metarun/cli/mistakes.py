@@ -23,6 +23,9 @@ from metarun.errors import UserError, one_line
 
 MISTAKE, BUG = 2, 1  # exit codes
 DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT, errno.EEXIST}
+NO_MEMORY = re.compile("not enough memory|(can't|cannot) allocate memory|out of memory|calculation overflowed", re.I)
+COMPOSERS = ("hydra", "omegaconf")
+LONGEST = 300  # letters of what others say
 
 
 def tell(error: Exception, prefix: str = "") -> int:
@@ -60,16 +63,33 @@ def explain(error: BaseException) -> str | None:
     """One line for a user's mistake, None for a bug."""
     if told := _user_error(error):
         return f"{told} {_to_go_on(told.folder)}" if isinstance(told, Lost) else str(told)
-    if isinstance(error, ConfigCompositionException | OmegaConfBaseException | HydraException):
-        return _composition(error)
     if isinstance(error, yaml.YAMLError):
         return f"a YAML file cannot be read: {error}. Mend it."
+    if isinstance(error, ConfigCompositionException | OmegaConfBaseException | HydraException):
+        return _composition(error)
+    return _of_system(error) or (_composition(error) if _in_hydra(error) else None)
+
+
+def _of_system(error: BaseException) -> str | None:
+    """What the machine has no room or no right for."""
+    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and NO_MEMORY.search(str(error))):
+        said = f" ({one_line(error)[:LONGEST]})" if str(error) else ""
+        return f"there is not enough memory{said}. Lower what sets sizes: tasks, shots, queries or the backbone."
     if isinstance(error, BrokenPipeError):
         return "who read the output went away, so the run ended. Send the output to a file, or let it be read."
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{str(error.filename)[:LONGEST]}... is a longer path than the system takes. Shorten it."
     if isinstance(error, OSError) and (error.errno in DISK or _of_mkdir(error)):
         remedy = "Free some space, or name another folder with hydra.run.dir=DIR."
         return f"cannot write {error.filename or 'a file'}: {error.strerror}. {remedy}"
     return None
+
+
+def _in_hydra(error: BaseException) -> bool:
+    """Whether what was typed was more than Hydra foresaw: its own code raised this, with none of ours beneath."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    rooms = [room for room in (name.partition(".")[0] for name in modules) if room in (*COMPOSERS, "metarun")]
+    return bool(rooms) and rooms[-1] in COMPOSERS
 
 
 def _user_error(error: BaseException | None) -> UserError | None:
@@ -87,10 +107,15 @@ def _of_mkdir(error: OSError) -> bool:
 def _composition(error: BaseException) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         group, _, choice = str(error.missing_cfg_file).rpartition("/")
-        return f"{group}={choice}: there is no such {group}.{nearest(choice, error.options or [])}"
+        what = f"{group}={choice}: there is no such {group}.{nearest(choice, error.options or [])}"
+        return what if group else f"there is no {choice}.yaml. Mend --config-name, or the `defaults` that name it."
     if isinstance(error, OverrideParseException):
         return f"{error.override} cannot be read. A value with brackets, commas or = in it wants quotes: 'key=\"a,b\"'."
-    text = str(error).strip()
+    return _of_key(_said(error))
+
+
+def _of_key(text: str) -> str:
+    """Hydra's words on a key or its value in ours."""
     if found := re.search(r"Could not (?:override|delete|append) '([^']+)'", text):
         key = found[1].split("@")[0]
         known = _keys()
@@ -99,7 +124,16 @@ def _composition(error: BaseException) -> str:
         return f"{key} is no key of the config.{nearest(key, known)}"
     if found := re.match(r"Ambiguous value for argument '([^']+)'", text):
         return f"{found[1]} is several values. Add -m to run each, or write a list in brackets."
-    return text
+    return f"the config cannot be composed: {text[:LONGEST]}. Mend what was typed, or the YAML file that says so."
+
+
+def _said(error: BaseException | None) -> str:
+    """What an error says, and what caused it: Hydra's own often name only the place."""
+    said = []
+    while error is not None:
+        said.append(" ".join(str(error).split()).rstrip("."))
+        error = error.__cause__
+    return ": ".join(dict.fromkeys(filter(None, said)))
 
 
 def _keys() -> list[str]:

@@ -13,11 +13,11 @@ from typing import Any
 
 import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, Quote, QuotedString
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString, Sweep
 from hydra.errors import OverrideParseException
 
 from metarun.cli import VERBS
-from metarun.construct import nearest
+from metarun.construct import nearest, shown
 from metarun.errors import UserError, one_line
 
 OF_ONE_SESSION = ("resume", "test.only")  # what a resumed run does not inherit
@@ -25,23 +25,30 @@ CONFIG, HYDRA, OVERRIDES = (f".hydra/{name}.yaml" for name in ("config", "hydra"
 AGAIN = " Start it anew."
 SIGN = "# sha256 of what follows: "
 OWN_SOURCES = ("hydra", "main", "schema")  # of YAML: Hydra's and metarun's
-WITH_VALUE = ("--cfg", "-c", "--package", "-p", "--config-path", "-cp", "--config-name", "-cn", "--config-dir", "-cd")
-BARE = ("--resolve", "--run", "-r", "--multirun", "-m", "--shell-completion", "-sc", "--info", "-i", "--hydra-help")
+WITH_VALUE = {"--cfg": "-c", "--config-path": "-cp", "--config-name": "-cn", "--config-dir": "-cd"}
+COMMANDS = {"--run": "-r", "--multirun": "-m", "--shell-completion": "-sc", "--info": "-i"}  # and --cfg: one at a time
+BARE = {**COMMANDS, "--resolve": "", "--hydra-help": ""}
+LONG = {short: long for long, short in {**WITH_VALUE, **BARE}.items() if short}
+SHOWN = ("job", "hydra", "all")  # by --cfg
+COMPLETION = re.compile("(install|uninstall|query)=(bash|fish|zsh)")
 
 
 def for_hydra(arguments: list[str], conf: Path) -> list[str]:
     """The arguments that Hydra is started with; `conf` is the folder of YAML that metarun ships."""
     flags, words = parted(arguments)
-    if _has(flags, "-sc", "--shell-completion"):
+    _check_flags(flags, words)
+    if "--shell-completion" in flags:
         return [*_with_own_conf(flags, conf), *words]
+    _refuse_blanks(words)
     overrides = parsed(words)
+    _check_choices(overrides, [conf, Path("conf"), *(Path(b) for a, b in pairwise(flags) if a == "--config-dir")])
     typed = {o.key_or_group: o.value() for o in overrides}
-    sweep, resumed = _has(flags, "-m", "--multirun"), typed.get("resume")
+    sweep, resumed = "--multirun" in flags or typed.get("hydra.mode") == "MULTIRUN", typed.get("resume")
     if resumed == "":
         raise UserError("resume= names no run. Give the directory of one, or leave it out.")
     if resumed is not None:
         if sweep:
-            raise UserError(f"resume={resumed} goes on with one run and cannot be swept. Leave out -m.")
+            raise UserError(f"resume={shown(resumed)} goes on with one run and cannot be swept. Leave out -m.")
         folder = Path(str(resumed)).expanduser()
         words = _resuming(overrides, folder)
         _check_conf(folder, flags)
@@ -49,8 +56,7 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
     if typed.get("test.only") is True:
         raise UserError("test.only=true repeats the meta-test of a run: name it with resume=RUN_DIR.")
     _refuse_taken(overrides)
-    named = [_named_by_what_differs(overrides)] if sweep else []
-    return [*_with_own_conf(flags, conf), *_lines(overrides), *named]
+    return [*_with_own_conf(flags, conf), *_lines(overrides), *_named_by_what_differs(overrides)]
 
 
 def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
@@ -59,17 +65,60 @@ def parted(arguments: list[str]) -> tuple[list[str], list[str]]:
     words: list[str] = []
     rest = iter(arguments)
     for argument in rest:
-        name = argument.partition("=")[0]
+        name, equals, value = argument.partition("=")
+        name = LONG.get(name, name)
         if not argument.startswith("-"):
             words.append(argument)
         elif name in WITH_VALUE:
-            value = argument.partition("=")[2] if "=" in argument else next(rest, "")
-            flags += [name, value]
-        elif argument in BARE:
-            flags.append(argument)
+            flags += [name, value if equals else next(rest, "")]
+        elif name in BARE and not equals:
+            flags.append(name)
+        elif equals:
+            raise UserError(f"{argument} is no flag. A key is typed without dashes: {argument.lstrip('-')}.")
         else:
             raise UserError(f"{argument} is no flag.{nearest(argument, [*WITH_VALUE, *BARE, '--help', '--version'])}")
     return flags, words
+
+
+def _check_flags(flags: list[str], words: list[str]) -> None:
+    """Refuses flags that exclude each other, and those that lack what they need."""
+    commands = [flag for flag in dict.fromkeys(flags) if flag in (*COMMANDS, "--cfg")]
+    values = {flag: value for flag, value in pairwise([*flags, ""]) if flag in WITH_VALUE}
+    if len(commands) > 1:
+        raise UserError(f"{' and '.join(commands)} exclude each other. Leave out all but one.")
+    if "" in values.values():
+        raise UserError(f"{next(flag for flag, value in values.items() if not value)} wants a value behind it.")
+    if values.get("--cfg", SHOWN[0]) not in SHOWN:
+        raise UserError(f"--cfg {values['--cfg']} shows nothing. Give one of {', '.join(SHOWN)}, as --cfg job.")
+    if "--resolve" in flags and "--cfg" not in flags:
+        raise UserError("--resolve says how --cfg shows values. Add --cfg job, or leave it out.")
+    if "--shell-completion" in flags and not (len(words) == 1 and COMPLETION.fullmatch(words[0])):
+        raise UserError('-sc completes words in your shell: eval "$(metarun -sc install=bash)", or fish, or zsh.')
+    if "--config-dir" in values and not Path(values["--config-dir"]).is_dir():
+        raise UserError(f"--config-dir {values['--config-dir']}: there is no such folder. Give one that holds YAML.")
+
+
+def _refuse_blanks(words: list[str]) -> None:
+    for before, after in pairwise(words):
+        value_apart = before.endswith("=") and "=" not in after and not after.startswith("~")
+        if value_apart or (after.startswith("=") and "=" not in before):
+            raise UserError(f"{before} {after}: between a key and its value there are no blanks. Type train.steps=5.")
+
+
+def _check_choices(overrides: Iterable[Override], folders: list[Path]) -> None:
+    """Refuses what can be no choice of a group, as null and a number, and what can be no key of Hydra's own section."""
+    for o in overrides:
+        key, value = str(o.key_or_group), o.value()
+        group = key.removeprefix("test.")  # test.data names a choice of data, or none
+        names = {file.stem for folder in folders for file in folder.glob(f"{group}/*.yaml")}
+        for choice in value.list if isinstance(value, ChoiceSweep) else [value]:
+            fits = isinstance(choice, str | QuotedString | list | dict | Sweep) or (choice is None and group != key)
+            if names and not fits and not o.is_delete():
+                raise UserError(f"{key}={shown(choice)}: there is no such {group}.{nearest('', names)}")
+        if key == "hydra":
+            raise UserError(f"{o.input_line}: hydra is a section. Set its keys one by one, as hydra.run.dir=DIR.")
+        if key.startswith("hydra.sweeper.params"):
+            raise UserError(f"{o.input_line} belongs into a YAML file. Here a sweep is typed as -m seed=0,1.")
 
 
 def places_of_code(arguments: list[str]) -> list[str]:
@@ -133,10 +182,13 @@ def _lines(overrides: Iterable[Override]) -> list[str]:
     return [str(o.input_line) for o in overrides]
 
 
-def _named_by_what_differs(overrides: Iterable[Override]) -> str:
-    """Jobs of a sweep are called by what is swept: what all of them share would hide it."""
+def _named_by_what_differs(overrides: Iterable[Override]) -> list[str]:
+    """Jobs of a sweep are called by what is swept: what all of them share would hide it.
+
+    A YAML file may ask for the sweep, so that nobody knows yet whether this is one.
+    """
     shared = [quoted(o.get_key_element()) for o in overrides if not o.is_sweep_override()]
-    return f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]"
+    return [f"hydra.job.config.override_dirname.exclude_keys=[{','.join(shared)}]"] if shared else []
 
 
 def _refuse_taken(overrides: Iterable[Override]) -> None:
@@ -157,14 +209,12 @@ def _resuming(overrides: list[Override], folder: Path) -> list[str]:
     before = [o for o in parsed(recorded(folder)) if o.key_or_group not in keys]
     place = quoted(folder.resolve())
     kept = [o for o in before if not o.key_or_group.startswith("hydra")]  # how it was launched is no part of a run
-    return [*_lines(kept), *_lines(typed), f"resume={place}", f"hydra.run.dir={place}"]
+    return [*_lines(kept), *_lines(typed), f"resume={place}", f"hydra.run.dir={place}", "hydra.mode=RUN"]
 
 
 def _check_conf(folder: Path, flags: Iterable[str]) -> None:
     """A folder of YAML may name any code: one that a run was started with has to be ./conf, or to be named again."""
-    if _has(flags, "--config-dir", "-cd"):
-        return
-    if not (folder / HYDRA).exists():
+    if "--config-dir" in flags or not (folder / HYDRA).exists():
         return
     written = _yaml(folder / HYDRA)
     try:
@@ -182,7 +232,7 @@ def _check_conf(folder: Path, flags: Iterable[str]) -> None:
 
 def _with_own_conf(flags: list[str], conf: Path) -> list[str]:
     own = Path("conf").resolve()
-    if _has(flags, "--config-dir", "-cd") or not own.is_dir() or own == conf.resolve():
+    if "--config-dir" in flags or not own.is_dir() or own == conf.resolve():
         return flags
     if (own / "config.yaml").exists():
         print("metarun: ./conf is left aside: its config.yaml would replace metarun's. Rename it.", file=sys.stderr)
@@ -202,7 +252,3 @@ def _yaml(file: Path) -> Any:
         return yaml.safe_load(_text(file))
     except (ValueError, yaml.YAMLError) as error:
         raise UserError(f"{file} cannot be read ({one_line(error)}). Mend it.") from error
-
-
-def _has(arguments: Iterable[str], *flags: str) -> bool:
-    return any(a.partition("=")[0] in flags for a in arguments)

@@ -150,7 +150,7 @@ def _test_data(config: DictConfig) -> dict[str, Any] | None:
     """The section of the data set that `test.data` names."""
     if config.test.data is None:
         return None
-    words = [f"data={config.test.data}"]
+    words = [f"data={quoted(config.test.data)}"]  # quoted, a number is a name too
     if config.test.root is not None:
         words.append(f"data.root={quoted(config.test.root)}")
     try:

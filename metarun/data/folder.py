@@ -6,7 +6,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +19,7 @@ from metarun.data.images.collection import Recipe
 from metarun.data.images.decode import decode
 from metarun.data.images.mapped import Resident
 from metarun.errors import UserError, one_line, shown
-from metarun.types import COMPUTE_ONLY, Count, Natural, Place
+from metarun.types import COMPUTE_ONLY, Count, Place, Seed, Side
 
 SPLITS = ("train", "val", "test")
 AUTO = (0.64, 0.16, 0.2)
@@ -36,10 +36,10 @@ class Folder:
     """
 
     root: Place
-    size: Count
+    size: Side
     colour: bool
     split: str | Sequence[float]
-    split_seed: Natural
+    split_seed: Seed
     ways: Count
     shots: Count
     queries: Count
@@ -64,7 +64,8 @@ class Folder:
         key = {"size": self.size, "colour": self.colour, "files": _listing(root, files)}
         collection = cached("folder", key, lambda: self._decode(root, files))
         turned = dict.fromkeys(SPLITS, False)
-        return split_classes("folder", collection, classes, turned, protocol, self.within).to(device, self.resident)
+        data = split_classes("folder", collection, classes, turned, protocol, self.within)
+        return replace(data, remedy="Lower one of them, or add images").to(device, self.resident)
 
     def _shares(self) -> tuple[float, float, float]:
         if self.split == "auto":

@@ -23,7 +23,8 @@ from metarun.data.images.cache import cached
 from metarun.data.images.collection import Recipe
 from metarun.data.images.mapped import Resident
 from metarun.data.images.strokes import POINTS, SIZE, arcs, ink
-from metarun.types import COMPUTE_ONLY, AtLeast, Count, Natural
+from metarun.engine.device import free_memory
+from metarun.types import COMPUTE_ONLY, AtLeast, Count, Seed, UserError
 
 VERSION = 1  # of the drawings: raise it when they change, so that caches do not keep the old ones
 SIDE = 5  # nodes of the lattice, each way
@@ -32,6 +33,7 @@ STROKES, LEGS = 6, 4  # at most: of a character, of a stroke
 SHARPEST = 1.4 * math.pi  # a leg that turned full circle would end where it begins
 SHARES = (0.06, 0.26)  # of the alphabets, for val and test: as Omniglot's 100 and 423 of 1623 characters
 CHUNK = 1024  # drawings rendered at once: bounds memory
+CHARACTER, DRAWING = 12_000, 1_200  # bytes of memory that one takes while all are invented
 
 # Each alphabet draws its own value between the two: a mean, or the chance of a choice.
 HABITS = {
@@ -78,7 +80,7 @@ class Glyphs:
     alphabets: Annotated[int, AtLeast(3)]  # one for each split
     characters: Count  # of an alphabet
     drawings: Annotated[int, AtLeast(2)]  # of a character
-    seed: Natural
+    seed: Seed
     rotations: Turning
     ways: Count
     shots: Count
@@ -105,6 +107,7 @@ class Glyphs:
 
 def generate(alphabets: int, characters: int, drawings: int, seed: int) -> Recipe:
     """All of it, from habits to images."""
+    _check_memory(alphabets, characters, drawings)
     dice = Dice(torch.Generator().manual_seed(seed))
     habit = {name: low + (high - low) * dice.uniform(alphabets) for name, (low, high) in HABITS.items()}
     habit = {name: value.repeat_interleave(characters) for name, value in habit.items()}
@@ -115,6 +118,15 @@ def generate(alphabets: int, characters: int, drawings: int, seed: int) -> Recip
     names = [f"{group}/character{c % characters:03}" for c, group in enumerate(groups)]
     labels = torch.arange(len(names)).repeat_interleave(drawings)
     return Recipe(pieces, (1, SIZE, SIZE), labels, tuple(names), tuple(groups))
+
+
+def _check_memory(alphabets: int, characters: int, drawings: int) -> None:
+    needed, free = alphabets * characters * (CHARACTER + drawings * DRAWING), free_memory(torch.device("cpu"))
+    if needed > free:
+        raise UserError(
+            f"data.alphabets={alphabets} of data.characters={characters} with data.drawings={drawings} take "
+            f"{needed / 1e9:,.1f} GB of memory to invent, and {free / 1e9:.1f} GB are free. Lower one of them."
+        )
 
 
 @dataclass(frozen=True)

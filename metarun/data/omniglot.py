@@ -22,7 +22,7 @@ from metarun.data.images.decode import decode
 from metarun.data.images.download import download
 from metarun.data.images.mapped import Resident
 from metarun.errors import UserError, one_line, shown
-from metarun.types import COMPUTE_ONLY, PLACE, Count, Natural, Place
+from metarun.types import COMPUTE_ONLY, PLACE, Count, Place, Seed, Side
 
 PARTS = {"images_background": 964, "images_evaluation": 659}  # characters of each
 DRAWINGS = 20
@@ -41,9 +41,9 @@ class Omniglot:
 
     root: Place
     split: str
-    split_seed: Natural
+    split_seed: Seed
     split_file: Annotated[str | None, PLACE]
-    size: Count
+    size: Side
     rotations: Turning
     test_rotations: Turning
     ways: Count

@@ -14,15 +14,16 @@ from typing import Annotated, Literal
 import torch
 
 from metarun.engine.ranks import local_rank
-from metarun.types import COMPUTE_ONLY, Count, Natural, UserError
+from metarun.types import COMPUTE_ONLY, AtLeast, Natural, UserError
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_THRESHOLD = -1, -2, -3  # of glibc's malloc.h
+THREADS = max(64, 4 * (os.cpu_count() or 1))  # at most: of some ten thousand the process dies without a word
 
 
 def pick(
     type: Annotated[Literal["auto", "cpu", "cuda", "mps"], COMPUTE_ONLY],
     index: Annotated[Natural, COMPUTE_ONLY],
-    threads: Annotated[Count | None, COMPUTE_ONLY],
+    threads: Annotated[int | None, AtLeast(1, below=THREADS + 1), COMPUTE_ONLY],
 ) -> torch.device:
     """The device a config asks for; `auto` takes the first accelerator there is, else the CPU.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import operator
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -59,8 +60,9 @@ class Net:
     @staticmethod
     def build(make_trunk: Callable[[], nn.Module], heads: Heads, norm_stats: str, half: bool = False) -> Net:
         with torch.random.fork_rng(devices=[]):
-            module = Network(make_trunk(), width(heads))
-        _refuse_running_statistics(module.trunk)
+            trunk = make_trunk()
+            _refuse_unfit(trunk)
+            module = Network(trunk, width(heads))
         return Net(make_trunk, heads, heads, norm_stats, half, module)
 
     def init(self, generator: torch.Generator, head: bool = True) -> Params:
@@ -186,9 +188,22 @@ def _words(heads: Heads) -> str:
     return " and ".join(f"{name} ({head.size})" for name, head in heads.items())[:120]
 
 
-def _refuse_running_statistics(trunk: nn.Module) -> None:
+def _refuse_unfit(trunk: object) -> None:
+    """What is no backbone, one without a width, and one that keeps running statistics."""
+    if not isinstance(trunk, nn.Module):
+        raise UserError(f"backbone: a {type(trunk).__name__} is no torch.nn.Module. Name a class that is one.")
+    try:
+        features = operator.index(trunk.features)  # type: ignore[arg-type]
+    except (AttributeError, TypeError):
+        features = 0
+    if features < 1:
+        raise UserError(
+            f"backbone: {type(trunk).__name__} does not say how wide its output is. "
+            "Set its `features` to the number of values that it gives for one input."
+        )
     for name, module in trunk.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+        own = isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
+        if own or isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(
                 f"backbone: {name} is a {type(module).__name__}, whose running statistics no task owns. "
                 "Take metarun.maths.norm.BatchNorm in its place."

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from metarun.types import Count, Natural, Rate
+from metarun.types import Count, Natural, Rate, UserError
 
 
 def constant(step: int, steps: int) -> float:
@@ -19,6 +19,8 @@ def linear(step: int, steps: int, final: Rate) -> float:
 
 def cosine(step: int, steps: int, final: Rate, warmup: Natural) -> float:
     """The factor falls from 1 to `final` along half a cosine, after `warmup` steps of linear rise."""
+    if warmup > steps:
+        raise UserError(f"schedule.warmup={warmup} is longer than train.steps={steps}. Lower it, or train longer.")
     if step < warmup:
         return (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)

@@ -118,6 +118,7 @@ def test_a_gradient_of_a_gradient_passes_through_dropblock() -> None:
     [
         ((3, 12, 12), {}, "16x16 pixels; the data gives 12x12"),
         ((1,), {}, "backbone=mlp"),
+        ((3, 16, 16), {"channels": []}, "has no stage"),
     ],
 )
 def test_what_cannot_work_is_said_in_one_line(shape: tuple[int, ...], changes: dict[str, Any], words: str) -> None:

@@ -99,7 +99,7 @@ def test_a_device_that_is_not_there_is_named(quick: Callable[..., Any]) -> None:
     ("typed", "words"),
     [
         (["data.root=nowhere"], ["data.root=/", "/nowhere does not exist"]),
-        (["data.shots=8"], ["data.shots=8", "9 images", "has 8"]),
+        (["data.shots=8"], ["data.shots=8", "9 images", "has 8", "add images"]),
         (["algo=reptile", "train.shots=8"], ["train.shots=8", "9 images", "has 8"]),
         (["data.ways=9"], ["data.ways=9", "classes"]),
     ],

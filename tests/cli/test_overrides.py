@@ -33,7 +33,7 @@ def test_hydra_reads_a_quoted_text_as_it_is(text: str) -> None:
 
 def test_flags_stand_anywhere() -> None:
     typed = ["a=1", "-m", "b=2", "--config-dir", "mine", "c=3", "--cfg=job"]
-    assert parted(typed) == (["-m", "--config-dir", "mine", "--cfg", "job"], ["a=1", "b=2", "c=3"])
+    assert parted(typed) == (["--multirun", "--config-dir", "mine", "--cfg", "job"], ["a=1", "b=2", "c=3"])
 
 
 @pytest.mark.parametrize("name", STRANGE)
@@ -48,7 +48,8 @@ def test_any_directory_can_be_resumed(tmp_path: Path, name: str) -> None:
 
 
 def test_a_conf_folder_is_found_unless_another_is_named(tmp_path: Path) -> None:
-    (tmp_path / "conf").mkdir()
+    for name in ("conf", "mine"):
+        (tmp_path / name).mkdir()
     assert for_hydra([], tmp_path / "shipped") == ["--config-dir", str(tmp_path / "conf")]
     assert for_hydra(["--config-dir", "mine"], tmp_path / "shipped") == ["--config-dir", "mine"]
     assert for_hydra([], tmp_path / "conf") == []
@@ -66,7 +67,7 @@ def test_a_value_means_what_hydra_reads_in_it(tmp_path: Path) -> None:
     (tmp_path / "an old run" / "checkpoints" / "last.pt").touch()
     with pytest.raises(UserError, match="holds a run already"):
         for_hydra(['hydra.run.dir="an old run"'], tmp_path)
-    assert for_hydra(["resume=null"], tmp_path) == ["resume=null"]
+    assert for_hydra(["resume=null"], tmp_path)[0] == "resume=null"
 
 
 def test_what_is_no_override_is_answered_at_once(tmp_path: Path) -> None:

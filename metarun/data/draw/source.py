@@ -30,6 +30,7 @@ class ImageData:
     fingerprint: str
     protocol: dict[str, Any]  # what a reader of results must know: split, rotations
     within: Within = None
+    remedy: str = "Lower one of them"  # where a class has too few images
 
     metric: ClassVar[str] = "accuracy"
     offers: ClassVar[tuple[str, ...]] = ("episodes", "group", "rows")
@@ -64,7 +65,7 @@ class ImageData:
             owner = f"{self.name}'s class {chosen.names[int(chosen.counts.argmin())]}" if uneven else self.name
             raise UserError(
                 f"{section}.shots={shots} with {section}.queries={queries} needs {needed} images per class; "
-                f"{owner} has {fewest}. Lower one of them."
+                f"{owner} has {fewest}. {self.remedy}."
             )
         groups = None if self.within is None else self._groups(split, ways, section)
         return EpisodeSampler(self.images, chosen, ways, shots, queries, self._fingerprint(chosen, groups), groups)

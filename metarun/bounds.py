@@ -1,0 +1,73 @@
+"""What a number or a name may be. A bound stands in the annotation of the field that it bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated
+
+LARGEST, SMALLEST = 2.0**128, 2.0**-126  # what 32-bit numbers lie below, and the least that keeps all digits
+LONGEST = 100  # bytes of a name: a date stands before it, and a file's name may have 255
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """Bounds of a number: `least` or more, and less than `below` where that is given."""
+
+    least: float
+    below: float = math.inf
+
+    def complaint(self, value: float) -> str:
+        """What is wrong with a number, and the remedy; empty where it lies within the bounds."""
+        if self.least <= value < self.below:
+            return ""
+        upper = "" if self.below == math.inf else f", but less than {self.below}"
+        return f" is too {'small' if value < self.least else 'large'}. Give {self.least} or more{upper}."
+
+
+@dataclass(frozen=True)
+class Above:
+    """The bound of a number that has to be more than `bound`."""
+
+    bound: float
+
+    def complaint(self, value: float) -> str:
+        """As that of AtLeast."""
+        return "" if value > self.bound else f" is too small. Give more than {self.bound}."
+
+
+@dataclass(frozen=True)
+class FileName:
+    """What a text has to be to stand in the name of a file or a folder."""
+
+    def complaint(self, value: str) -> str:
+        """As that of AtLeast."""
+        if "/" in value or "\0" in value:
+            return " cannot be a part of a folder's name. Leave out every /."
+        return f" is too long. Give at most {LONGEST} letters." if len(value.encode()) > LONGEST else ""
+
+
+BOUNDS = (AtLeast, Above, FileName)
+
+Count = Annotated[int, AtLeast(1)]  # 1, 2, 3, ...
+Natural = Annotated[int, AtLeast(0)]  # 0, 1, 2, ...
+Seed = Annotated[int, AtLeast(0, below=2**63)]  # what a generator of torch takes
+Steps = Annotated[int, AtLeast(0, below=1001)]  # within one task: nothing ends them before their time
+Rate = Annotated[float, AtLeast(0)]
+Positive = Annotated[float, Above(0)]
+Share = Annotated[float, AtLeast(0, below=1)]
+Side = Annotated[int, AtLeast(1, below=4097)]  # of an image, in pixels
+
+
+def beyond_machine(value: float, kind: type) -> str:
+    """What is wrong with a number that no 64-bit integer, or no 32-bit float, holds, and the remedy; else empty."""
+    if isinstance(value, int) and not -(2**63) <= value < 2**63:
+        return f" is too {'large' if value > 0 else 'small'} for 64 bits. Give a number of fewer digits."
+    if kind is int:
+        return ""
+    if not math.isfinite(value):
+        return " is not finite. Give a number."
+    if abs(value) >= LARGEST:
+        return " is too large for a 32-bit number. Give one between -3.4e38 and 3.4e38."
+    near = 0 < abs(value) < SMALLEST
+    return " is too near to 0 for a 32-bit number. Give 0, or 1.2e-38 or more." if near else ""
