@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from metarun.construct import construct, prepared, target_of
+from metarun.construct import check, construct, prepared, shown, target_of
+from metarun.data.draw.source import ImageData
 from metarun.engine.compile import Compiled, check_compiler
 from metarun.engine.device import allow_tf32, pick
 from metarun.errors import UserError
@@ -20,6 +22,8 @@ from metarun.evaluate import Exam, milestones
 from metarun.maths.net import Net
 from metarun.settings import Job
 from metarun.types import Algorithm, Data, MetaGradient, Optimizer, Sampler
+
+_KEY = re.compile(r"(?<![\w./])data\.(\w+)(?=[=.\s])")
 
 
 @dataclass(frozen=True)
@@ -70,16 +74,54 @@ def build(job: Job) -> Parts:
 
 def _load(job: Job, device: torch.device) -> tuple[Data, Data]:
     """The data set that is trained on, and the one that is tested on."""
+    _check_test_data(job)
     data = construct(job.sections["data"], "data").load(device)
     if job.test_data is None:
         return data, data
-    other = construct(job.test_data, "test.data").load(device)
+    other = _tested_on(job, data.shape, device)
     if other.shape != data.shape:
         raise UserError(
             f"test.data={job.test.data} has inputs of shape {list(other.shape)}, the training data "
             f"{list(data.shape)}: a meta-test across data sets needs the same."
         )
+    if isinstance(data, ImageData) and isinstance(other, ImageData) and (seen := other.trained_in(data)):
+        raise UserError(
+            f"test.data={job.test.data} would test on classes that the run trains or validates on: {len(seen)} of "
+            f"them, such as {seen[0]}. Leave test.data out to test on the others, or name another test.root."
+        )
     return data, other
+
+
+def _check_test_data(job: Job) -> None:
+    """Refuses keys of another data set for the meta-test, before any is loaded."""
+    if job.test_data is not None:
+        check({**job.test_data, **(job.test.keys or {})}, "test.keys")
+        return
+    for key, value in (("root", job.test.root), ("keys", job.test.keys)):
+        if value is not None:
+            raise UserError(
+                f"test.{key}={shown(value)} is about the data set that test.data names. Name it, as test.data=folder."
+            )
+
+
+def _tested_on(job: Job, shape: tuple[int, ...], device: torch.device) -> Data:
+    """Another data set for the meta-test, with its own keys where they were typed. Else its images are made the size
+    and colour of the run's, and all that it has is for tasks of the test."""
+    assert job.test_data is not None
+    test = job.test
+    fitting: dict[str, Any] = {"ways": test.ways, "shots": test.shots, "queries": test.queries, "splits": ["test"]}
+    if len(shape) == 3:
+        fitting |= {"size": shape[1], "colour": shape[0] == 3}
+    own = {key: value for key, value in fitting.items() if key in job.test_data}
+    try:
+        return construct({**job.test_data, **own, **(test.keys or {})}, "test.keys").load(device)
+    except UserError as error:
+        raise UserError(_KEY.sub(_as_typed, str(error))) from error
+
+
+def _as_typed(found: re.Match[str]) -> str:
+    """A key of `data` in an error, as the same key of the meta-test's data set is typed."""
+    return f"test.{found[1]}" if found[1] in ("root", "ways", "shots", "queries") else f"test.keys.{found[1]}"
 
 
 def _training(job: Job, data: Data) -> Sampler:

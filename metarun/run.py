@@ -81,16 +81,16 @@ def run(job: Job) -> dict[str, Any]:
         else:
             if job.resumes:
                 job.remember()
-            trackers = Trackers.of_training(job.train.steps, job.folder, state.step)
+            trackers = Trackers.of_training(job.train.steps, job.folder, state.step, job.train.max_seconds)
         with trackers.closing(record):
             _begin(job, parts, trackers, record)
             if not job.only_tests:
                 _train(job, parts, state, trackers, signals, record)
             signals.check()  # a signal during the last step
             signals.patient = False
-            record["test"] = result.test(_meta_test(job, parts, state))
+            record["test"] = result.test(_meta_test(job, parts, state, trackers))
             record["status"] = "completed"
-            trackers.result(record)
+            trackers.result(record, job.result_file if job.only_tests else None)
     return record
 
 
@@ -102,7 +102,6 @@ def _recorded(job: Job, record: dict[str, Any]) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    path = job.folder / (f"result-{job.label}.json" if job.only_tests else "result.json")
     try:
         yield
     except Stopped as stopped:
@@ -121,7 +120,7 @@ def _recorded(job: Job, record: dict[str, Any]) -> Iterator[None]:
         if record["error"] is not None:
             log.error("%s", record["error"])
         if job.team.rank == 0 and (not job.resumes or record["params"] is not None):
-            write_json(path, record)
+            write_json(job.result_file, record)
         log.removeHandler(handler)
         handler.close()
 
@@ -138,7 +137,7 @@ def _begin(job: Job, parts: Parts, trackers: Trackers, record: dict[str, Any]) -
     if len(parts.data.shape) == 3 and job.test.shots and not job.only_tests:
         episode = _episode(parts.val)
         picture = episode_picture(episode.support.x[0].cpu(), episode.query.x[0].cpu(), job.test.ways)
-    trackers.begin(result.header(job, parts, record), texts, job.hparams(), picture)
+    trackers.begin(result.header(job, parts, record), texts, job.hparams(), picture, result.ways(parts))
 
 
 def _episode(exam: Exam) -> Any:
@@ -174,10 +173,14 @@ def _rehearse(parts: Parts, state: State) -> None:
     evaluate(parts.tested(state.step), state.params, exam, Parallel("loop", 1))
 
 
-def _train(job: Job, parts: Parts, state: State, trackers: Tracker, signals: Signals, record: dict[str, Any]) -> None:
+def _train(job: Job, parts: Parts, state: State, trackers: Trackers, signals: Signals, record: dict[str, Any]) -> None:
+    def between(done: int, total: int) -> None:
+        signals.check()
+        trackers.part("validation", done, total)
+
     def validate(state: State) -> dict[str, Any]:
         parallel = for_evaluation(state.parallel, parts.device, job.team)
-        return evaluate(parts.tested(state.step), state.params, parts.val, parallel, signals.check).scores
+        return evaluate(parts.tested(state.step), state.params, parts.val, parallel, between).scores
 
     loop = loop_of(job, parts, trackers, job.folder / "checkpoints", validate)
     signals.patient = True
@@ -240,10 +243,10 @@ def for_evaluation(parallel: Parallel | None, device: torch.device, team: Team) 
     return Parallel("vmap", min(AT_ONCE, chunk), team)
 
 
-def _meta_test(job: Job, parts: Parts, state: State) -> Verdict:
+def _meta_test(job: Job, parts: Parts, state: State, trackers: Trackers) -> Verdict:
     """The checkpoint that validation chose, on the fixed test episodes."""
     best = job.team.broadcast(lambda: checkpoint.load(job.folder / "checkpoints" / "best.pt"))
     params = {name: torch.empty_like(p) for name, p in state.params.items()}
     load_params(params, best["params"])
     parallel = for_evaluation(state.parallel, parts.device, job.team)
-    return evaluate(parts.tested(best["step"]), params, parts.test, parallel)
+    return evaluate(parts.tested(best["step"]), params, parts.test, parallel, partial(trackers.part, "meta-test"))

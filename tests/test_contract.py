@@ -51,7 +51,7 @@ ALLOWED = {
     "algos": WORDS | {"maths"},
     "engine": WORDS | {"maths"},
     "data": WORDS | {"engine"},
-    "tracking": WORDS | {"metrics"},
+    "tracking": WORDS | {"metrics", "engine"},
     "report": {"errors", "metrics"},
     "evaluate": WORDS | {"maths", "engine"},
     "loop": WORDS | {"engine", "tracking", "metrics"},
@@ -236,10 +236,12 @@ def test_no_data_set_gives_an_algorithm_a_key_it_does_not_have(algo: str, data: 
 def test_what_an_algorithm_takes_on_a_data_set_is_named_after_both(file: Path) -> None:
     algo, _, data = file.stem.partition("_")
     assert {("algo", algo), ("data", data)} <= set(CHOICES)
-    own = yaml.safe_load(file.read_text())["algo"]
-    values = section("algo", algo, f"data={data}")
-    assert own == {key: values[key] for key in own} != {key: section("algo", algo)[key] for key in own}
-    assert prepared(values, "algo", *GIVEN["algo"])
+    own = yaml.safe_load(file.read_text())
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        both, alone = (compose("config", [f"algo={algo}", *more]) for more in ([f"data={data}"], []))
+    for name, keys in own.items():
+        assert keys == {key: both[name][key] for key in keys} != {key: alone[name][key] for key in keys}
+    assert prepared(section("algo", algo, f"data={data}"), "algo", *GIVEN["algo"])
 
 
 def test_bounds_are_found_in_every_section() -> None:

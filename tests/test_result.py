@@ -61,6 +61,46 @@ def test_the_protocol_is_that_of_the_test_not_of_training(parts: Callable[..., t
     assert found["episodes"].startswith("sha256:") and "test_data" not in found
 
 
+def test_the_header_names_what_is_trained_on_and_what_is_tested_on(
+    parts: Callable[..., tuple[Job, Parts]], write_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = write_images(tmp_path / "elsewhere", groups=1, classes=3)
+    made, built = parts("test.data=folder", f"test.root={other}", "test.shots=2")
+    facts = result.header(made, built, result.blank(made) | result.facts(made, built, {}))
+    assert facts["data"] == "folder, random (seed 0): 10/3/3 classes"
+    assert facts["test data"] == "folder elsewhere, 2-way 2-shot, all: 3 classes"
+    assert protocol((made, built))["test_data"] == "folder elsewhere"
+    alone = result.header(*parts(), result.blank(made) | result.facts(made, built, {}))
+    assert "test data" not in alone and alone["data"].startswith("folder, 2-way")
+
+
+def test_the_header_names_the_run_as_one_would_type_it(
+    parts: Callable[..., tuple[Job, Parts]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made, built = parts()
+    record = result.blank(made) | result.facts(made, built, {})
+    monkeypatch.chdir(tmp_path)
+    assert result.header(made, built, record)["run"] == "run"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ways"),
+    [
+        ([], {}),
+        (["algo=mtl"], {"train": "1- to 4-way", "val": "2-way"}),
+        (["algo=transfer"], {"train": "10-way", "val": "2-way"}),
+        (["algo=protonet", "train.ways=4"], {"train": "4-way", "val": "2-way"}),
+    ],
+)
+def test_what_accuracies_are_of_is_told_where_training_differs_from_validation(
+    parts: Callable[..., tuple[Job, Parts]], overrides: list[str], ways: dict[str, str]
+) -> None:
+    made, built = parts(*overrides)
+    assert result.ways(built) == ways
+    header = result.header(made, built, result.blank(made) | result.facts(made, built, {}))
+    assert all(way in header["training"] for part, way in ways.items() if part == "train")
+
+
 def test_parameters_are_counted(parts: Callable[..., tuple[Job, Parts]]) -> None:
     """Convolutions 1·4·9 and 3 (4·4·9), four norms of 8, an output layer of 2 (4 + 1): 510."""
     made, built = parts()

@@ -117,7 +117,7 @@ def _remember(config: DictConfig, words: list[str], folder: Path) -> None:
 
 
 def _test_data(config: DictConfig) -> dict[str, Any] | None:
-    """The section of the data set that `test.data` names."""
+    """The section of the data set that `test.data` names, but for what `test.keys` says of it."""
     if config.test.data is None:
         return None
     words = [f"data={config.test.data}"]

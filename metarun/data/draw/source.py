@@ -47,7 +47,7 @@ class ImageData:
         for key, value in (("ways", ways), ("shots", shots), ("queries", queries)):
             if value < 1:
                 raise UserError(f"{section}.{key}={value} must be at least 1. Raise it.")
-        chosen = self.splits[split]
+        chosen = self._split(split)
         classes, needed = len(chosen.counts), shots + queries
         if ways > classes:
             raise UserError(
@@ -84,8 +84,21 @@ class ImageData:
             content.update(part.cpu().contiguous().numpy().data)
         return f"sha256:{content.hexdigest()}"
 
+    def trained_in(self, other: ImageData) -> list[str]:
+        """Names of the test classes whose images another data set trains or validates on."""
+        if self.fingerprint != other.fingerprint:
+            return []
+        used = {row for name, split in other.splits.items() if name != "test" for row in split.rows[:, 0].tolist()}
+        test = self._split("test")
+        return [name for name, row in zip(test.names, test.rows[:, 0].tolist(), strict=True) if row in used]
+
+    def _split(self, name: str) -> ClassSplit:
+        if name not in self.splits:
+            raise UserError(f"data.splits=[{','.join(self.splits)}] leaves out {name}, which is needed. Add it.")
+        return self.splits[name]
+
     def tasks(self, by: str, shots: int) -> TaskSampler | RowSampler:
-        split = self.splits["train"]
+        split = self._split("train")
         if by == "group":
             return TaskSampler.of_groups(self.images, split, shots, self.fingerprint)
         if by == "rows":

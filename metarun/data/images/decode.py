@@ -15,6 +15,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from metarun.data.images.mapped import PIECE
+from metarun.engine.progress import watched
 from metarun.errors import UserError
 
 File = tuple[str, Path | bytes]  # a name for people, and where it is or what is in it
@@ -22,7 +23,8 @@ File = tuple[str, Path | bytes]  # a name for people, and where it is or what is
 
 def decode(files: Sequence[File], size: int, colour: bool) -> Iterator[Tensor]:
     """Named image files as uint8 [m, C, size, size], piece by piece: the middle square of each, resized."""
-    return (_decode_piece(files[start : start + PIECE], size, colour) for start in range(0, len(files), PIECE))
+    pieces = (_decode_piece(files[start : start + PIECE], size, colour) for start in range(0, len(files), PIECE))
+    return watched(pieces, len(files), "decoding images", len)
 
 
 def _decode_piece(files: Sequence[File], size: int, colour: bool) -> Tensor:

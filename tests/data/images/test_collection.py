@@ -193,3 +193,10 @@ def test_a_file_that_is_no_image_is_named_in_one_line(content: bytes) -> None:
     with pytest.raises(UserError, match=r"cats/tom\.png cannot be read as an image") as error:
         decode([("cats/tom.png", content)], 4, colour=False)
     assert "\n" not in str(error.value)
+
+
+def test_every_image_that_is_decoded_and_checked_is_told_of(told: list[tuple[str, int, int]]) -> None:
+    files = [(str(n), png(Image.new("L", (4, 4), n))) for n in range(PIECE + 3)]
+    images = torch.cat([*pieces(files, 4, False)])
+    Collection.of(images, torch.zeros(len(images), dtype=torch.int64), ("all",), ("all",))
+    assert told == [("decoding images", PIECE + 3, PIECE + 3), ("checking images", PIECE + 3, PIECE + 3)]
