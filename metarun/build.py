@@ -65,7 +65,7 @@ def build(job: Job) -> Parts:
         trained=_compiled(algo) if root.compile else algo,
         tested=_by_phase(job, net.testing(test.sampler.heads)),
         sampler=sampler,
-        val=_exam(job, data, "val", job.val.tasks, job.val.seed, [steps]),
+        val=test if job.only_tests else _exam(job, data, "val", job.val.tasks, job.val.seed, [steps]),
         test=test,
         optimizer=lambda params: construct(sections["optim"], "optim", params=params),
         factor=prepared(sections["schedule"], "schedule", "step", "steps"),

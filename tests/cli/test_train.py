@@ -291,9 +291,7 @@ def test_what_is_tested_on_another_data_set_follows_test_keys(
     trained: Callable[..., Any], write_images: Callable[..., Path]
 ) -> None:
     write_images(Path("more"), groups=1, classes=12, images=12)
-    assert trained("test.data=folder", "test.root=more", "test.ways=9", "test.shots=7", "test.queries=5").code == 2
-    # the run's output layer is for two ways, but the folder has them
-    keys = ("test.data=folder", "test.root=more", "test.shots=7", "test.queries=5")
+    keys = ("test.data=folder", "test.root=more", "test.shots=7", "test.queries=5")  # more than the run's own data has
     assert trained(*keys, "test.keys={splits:[train,val,test],split_seed:3}").code == 0
     assert other_test()["split"] == "random (seed 3): 8/2/2 classes" and other_test()["shots"] == 7
     told = trained(*keys, "test.keys={size:16}")
@@ -313,8 +311,8 @@ def test_a_folder_that_has_test_classes_alone_can_be_tested_on(
     ("typed", "words"),
     [
         (["test.root=more"], ["test.root=more", "test.data=folder"]),
-        (["test.keys={size:16}"], ["test.keys={size: 16}", "test.data=folder"]),
-        (["test.data=folder", "test.keys={sise:16}"], ["test.keys.sise", "Did you mean test.keys.size?"]),
+        (["test.keys={size:16}"], ["test.keys={'size': 16}", "test.data=folder"]),
+        (["test.data=folder", "test.keys={sise:16}"], ["test.keys.sise", "Did you mean test.keys.size "]),
         (["test.data=folder", "test.keys={size:big}"], ["test.keys.size=big"]),
         (["test.data=folder", "test.root=nowhere"], ["test.root=nowhere does not exist"]),
         (["test.data=folder", "test.root=photos"], ["test.data=folder", "trains or validates on: 13 of them", "g0/c"]),
