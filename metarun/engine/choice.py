@@ -36,7 +36,7 @@ def fastest(
     seconds: dict[Parallel, float] = {}
     with closing(Meter("", len(candidates))) as meter:
         for candidate in candidates:
-            meter.doing, meter.done = f"parallel: measuring {candidate}", len(seconds)
+            meter.reach(len(seconds), f"parallel: measuring {candidate}")
             try:
                 seconds[candidate] = _seconds(partial(algo.meta_grad, params, sample, candidate), device)
             except torch.OutOfMemoryError:

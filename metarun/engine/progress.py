@@ -27,11 +27,11 @@ def watched(items: Iterable[Item], total: int, doing: str, size: Callable[[Item]
     with closing(Meter(doing, total)) as meter:
         for item in items:
             yield item
-            meter.done += size(item)
+            meter.reach(meter.done + size(item))
 
 
 class Meter:
-    """Tells of work until it is closed: `doing` and `done` may be set at any time.
+    """Tells of work until it is closed.
 
     It has a thread of its own, so that a single long piece of work is told of, too. Where bars are up already, it is
     one more of them: two displays on one terminal would overwrite each other.
@@ -39,7 +39,7 @@ class Meter:
 
     def __init__(self, doing: str, total: int, bars: Progress | None = None) -> None:
         self.doing, self.total, self.done = doing, total, 0
-        self.began = time.monotonic()
+        self.began = self.reached = time.monotonic()
         self.alone = bars is None
         self.bars = bars or bars_on(standard_output())
         self.bar = self.bars.add_task("", total=total, visible=False, words=self.words)
@@ -47,14 +47,18 @@ class Meter:
         self.thread = threading.Thread(target=self._tell, daemon=True)
         self.thread.start()
 
+    def reach(self, done: int, doing: str = "") -> None:
+        """Notes how much is done, and what is done next where that is something else."""
+        self.doing, self.done, self.reached = doing or self.doing, done, time.monotonic()
+
     def words(self) -> str:
         """`decoding images  512/2,000 (26%)  210/s  0:07 left`."""
-        seconds = time.monotonic() - self.began
-        count = f"{self.doing}  {self.done:,}/{self.total:,} ({self.done / max(self.total, 1):.0%})"
-        if not self.done:
-            return f"{count}  {clock(seconds)} so far"
-        rate = self.done / seconds
-        return f"{count}  {rate:,.{0 if rate >= 10 else 1}f}/s  {clock((self.total - self.done) / rate)} left"
+        now, done, took = time.monotonic(), self.done, self.reached - self.began
+        count = f"{self.doing}  {done:,}/{self.total:,} ({done / max(self.total, 1):.0%})"
+        if not done or not took:
+            return f"{count}  {clock(now - self.began)} so far"
+        left = (self.total - done) * took / done - (now - self.reached)
+        return f"{count}  {_rate(done / took)}  {clock(max(left, 0.0))} left"
 
     def close(self) -> None:
         """Takes its bar away."""
@@ -112,6 +116,13 @@ def bars_on(console: Console) -> Progress:
         get_time=time.monotonic,
         disable=not console.is_terminal or console.is_dumb_terminal,
     )
+
+
+def _rate(per_second: float) -> str:
+    """`640/s`, `1.5/s`, `25 s each`."""
+    if per_second < 0.1:
+        return f"{1 / per_second:.0f} s each"
+    return f"{per_second:,.{0 if per_second >= 10 else 1}f}/s"
 
 
 def clock(seconds: float) -> str:

@@ -73,7 +73,7 @@ class Console:
     def part(self, doing: str, done: int, total: int) -> None:
         """Note how much is done of work beside training: a validation, the meta-test."""
         self.meter = self.meter or Meter(doing, total, self.progress)
-        self.meter.done = done
+        self.meter.reach(done)
         if done >= total:
             self._end_part()
 

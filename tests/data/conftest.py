@@ -35,6 +35,9 @@ def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
         def __init__(self, doing: str, total: int) -> None:
             self.doing, self.done, self.total = doing, 0, total
 
+        def reach(self, done: int) -> None:
+            self.done = done
+
         def close(self) -> None:
             found.append((self.doing, self.done, self.total))
 

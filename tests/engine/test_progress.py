@@ -91,10 +91,18 @@ def test_what_is_told_is_count_share_rate_and_time_left(monkeypatch: pytest.Monk
     with closing(Meter("decoding images", 2048)) as meter:
         now = 102.0
         assert meter.words() == "decoding images  0/2,048 (0%)  0:02 so far"
-        meter.done = 512
+        meter.reach(512)
         assert meter.words() == "decoding images  512/2,048 (25%)  256/s  0:06 left"
-        meter.done = 3
-        assert meter.words() == "decoding images  3/2,048 (0%)  1.5/s  22:43 left"
+        now = 104.0  # nothing new: the pace is that of what is done, and the time left goes by
+        assert meter.words() == "decoding images  512/2,048 (25%)  256/s  0:04 left"
+        now = 442.0
+        meter.reach(513, "checking images")
+        assert meter.words() == "checking images  513/2,048 (25%)  1.5/s  17:03 left"
+
+
+@pytest.mark.parametrize(("rate", "told"), [(1234.5, "1,234/s"), (1.46, "1.5/s"), (0.04, "25 s each")])
+def test_a_rate_is_told_with_what_can_be_read_of_it(rate: float, told: str) -> None:
+    assert progress._rate(rate) == told
 
 
 @pytest.mark.parametrize(("seconds", "told"), [(0.4, "0:00"), (7, "0:07"), (725, "12:05"), (21810, "6:03:30")])
@@ -147,7 +155,7 @@ def test_where_a_bar_is_up_the_work_is_one_more_of_them(monkeypatch: pytest.Monk
         bars.add_task("", total=9, words=lambda: "training")
         bars.start()
         with closing(Meter("validation", 6, bars)) as meter:
-            meter.done = 3
+            meter.reach(3)
             written.wait_for("validation  3/6 (50%)")
         assert bars.live.is_started and len(bars.tasks) == 1
         bars.stop()
