@@ -138,9 +138,9 @@ def header(job: Job, parts: Parts, record: dict[str, Any]) -> dict[str, str]:
 
 
 def ways(parts: Parts) -> dict[str, str]:
-    """What accuracies are of in `train` and in `val`, where that differs: `128-way` and `5-way`."""
-    train, val = (_ways(sampler.heads) for sampler in (parts.sampler, parts.val.sampler))
-    return {"train": train, "val": val} if train != val else {}
+    """What accuracies are of in `train`, and in `val` and `test`, where that differs: `128-way` and `5-way`."""
+    train, tested = (_ways(sampler.heads) for sampler in (parts.sampler, parts.test.sampler))
+    return {"train": train, "val": tested, "test": tested} if train != tested else {}
 
 
 def _ways(heads: Heads) -> str:

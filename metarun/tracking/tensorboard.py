@@ -47,10 +47,13 @@ class TensorBoard:
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write scalars."""
-        from tensorboard.compat.proto.summary_pb2 import Summary
-        from tensorboard.plugins.scalar.metadata import create_summary_metadata
+        from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary, SummaryMetadata
 
-        notes = {tag: create_summary_metadata(tag, note) for tag, note in self.notes.items()}
+        kind = SummaryMetadata.PluginData(plugin_name="scalars")
+        notes = {
+            tag: SummaryMetadata(plugin_data=kind, data_class=DATA_CLASS_SCALAR, summary_description=note)
+            for tag, note in self.notes.items()
+        }
         scalars = [Summary.Value(tag=t, simple_value=value, metadata=notes.get(t)) for t, value in values.items()]
         self._write(step, summary=Summary(value=scalars))
 

@@ -208,13 +208,13 @@ def test_a_test_on_other_data_names_what_was_trained_on(tmp_path: Path, capsys: 
     rows = [line for line in out.splitlines() if line.startswith((" A ", " B "))]
     assert [" ".join(row.split()[:2]) for row in rows] == ["A maml", "A maml", "B maml"]
     assert "A: omniglot, 5-way 1-shot, 100 test tasks" in out and "maml trained on glyphs" in rows[1]
-    assert "trained on other data than the test's: validation is on that, too" in out
+    assert "validation is on that" not in out
     groups = {group.label: group for group in compare(runs(tmp_path)).groups}
     (again,) = (group for label, group in groups.items() if "trained on" in label)
     assert again.runs[0].val is None and groups["maml glyphs"].runs[0].val is not None
 
 
-def test_a_curve_is_titled_by_the_data_it_was_validated_on(tmp_path: Path) -> None:
+def test_a_curve_is_titled_by_the_data_it_was_validated_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_run(tmp_path / "a", 0.8)
     write_run(tmp_path / "b", 0.7, data="glyphs", protocol=PROTOCOL | {"test_data": "omniglot"})  # trained to do so
     found = {panel.title: [group.label for group in panel.groups] for panel in panels(compare(runs(tmp_path)))}
@@ -222,6 +222,7 @@ def test_a_curve_is_titled_by_the_data_it_was_validated_on(tmp_path: Path) -> No
         "omniglot, 5-way 1-shot": ["maml omniglot"],
         "glyphs, 5-way 1-shot; tested on omniglot": ["maml trained on glyphs"],
     }
+    assert "trained on other data than the test's: validation is on that, too" in said(capsys, tmp_path)
 
 
 def test_a_repeated_meta_test_has_no_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
