@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from metarun.construct import construct, prepared
+from metarun.construct import check, construct, prepared, shown
 from metarun.engine.compile import Compiled, check_compiler
 from metarun.engine.device import allow_tf32, pick
 from metarun.engine.room import Room
@@ -23,6 +24,8 @@ from metarun.interface import check_algorithm, check_params, check_trunk, fulfil
 from metarun.maths.net import Net
 from metarun.settings import Job
 from metarun.types import Algorithm, Balance, Data, Draw, MetaGradient, Optimizer, Sampler, Source
+
+_KEY = re.compile(r"(?<![\w./])data\.(\w+)(?=[=.\s])")
 
 
 @dataclass(frozen=True)
@@ -54,8 +57,10 @@ def build(job: Job) -> Parts:
     sampler = _training(job, data, device)
     steps = job.test.adapt_steps
     test = _exam(job, other, "test", job.test.tasks, job.test.seed, milestones(steps))
-    val = _exam(job, data, "val", job.val.tasks, job.val.seed, [steps])
-    _refuse_shared(val, test, job)
+    val = test
+    if not job.only_tests:  # which asks nothing of validation
+        val = _exam(job, data, "val", job.val.tasks, job.val.seed, [steps])
+        _refuse_shared(val, test, job)
     net = _net(job, data, sampler).to(device)
     algo, tested = _by_phase(job, net), _by_phase(job, net.testing(test.sampler.heads))
     _check_algorithm(algo(0), tested(0), sampler, test, device)
@@ -101,10 +106,11 @@ def _optimizer(job: Job, device: torch.device) -> Callable[[list[Tensor]], Optim
 
 def _load(job: Job, device: torch.device) -> tuple[Data, Data]:
     """The data set that is trained on, and the one that is tested on."""
+    _check_test_data(job)
     data = _loaded(job.sections["data"], "data", device)
     if job.test_data is None:
         return data, data
-    other = _loaded(job.test_data, "test.data", device)
+    other = _tested_on(job, data.shape, device)
     if other.shape != data.shape:
         raise UserError(
             f"test.data={job.test.data} has inputs of shape {list(other.shape)}, the training data "
@@ -122,8 +128,41 @@ def _refuse_known(job: Job, data: Data, other: Data) -> None:
     if known := sum(name in trained for name in tested):
         raise UserError(
             f"test.data={job.test.data}: {known} of its {len(tested)} test classes are training or validation classes "
-            f"of data={job.choices['data']}, whose images are the same. Split both alike, or leave test.data out."
+            f"of data={job.choices['data']}, whose images are the same. Split both alike, name another test.root, or "
+            "leave test.data out."
         )
+
+
+def _check_test_data(job: Job) -> None:
+    """Refuses keys of another data set for the meta-test, before any is loaded."""
+    if job.test_data is not None:
+        check({**job.test_data, **(job.test.keys or {})}, "test.keys")
+        return
+    for key, value in (("root", job.test.root), ("keys", job.test.keys)):
+        if value is not None:
+            raise UserError(
+                f"test.{key}={shown(value)} is about the data set that test.data names. Name it, as test.data=folder."
+            )
+
+
+def _tested_on(job: Job, shape: tuple[int, ...], device: torch.device) -> Data:
+    """Another data set for the meta-test, with its own keys where they were typed. Else its images are made the size
+    and colour of the run's, and all that it has is for tasks of the test."""
+    assert job.test_data is not None
+    test = job.test
+    fitting: dict[str, Any] = {"ways": test.ways, "shots": test.shots, "queries": test.queries, "splits": ["test"]}
+    if len(shape) == 3:
+        fitting |= {"size": shape[1], "colour": shape[0] == 3}
+    own = {key: value for key, value in fitting.items() if key in job.test_data}
+    try:
+        return _loaded({**job.test_data, **own, **(test.keys or {})}, "test.keys", device)
+    except UserError as error:
+        raise UserError(_KEY.sub(_as_typed, str(error))) from error
+
+
+def _as_typed(found: re.Match[str]) -> str:
+    """A key of `data` in an error, as the same key of the meta-test's data set is typed."""
+    return f"test.{found[1]}" if found[1] in ("root", "ways", "shots", "queries") else f"test.keys.{found[1]}"
 
 
 def _loaded(section: Any, prefix: str, device: torch.device) -> Data:

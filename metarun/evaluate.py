@@ -93,12 +93,13 @@ def evaluate(
     params: Params,
     exam: Exam,
     parallel: Parallel,
-    between: Callable[[], None] = lambda: None,
+    between: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = log.warning,
 ) -> Verdict:
     """Adapts to every task of the exam and judges it on its queries; where adaptation ends early, its last φ counts.
 
-    `between` is called after each piece of the work: it may raise to stop it. `say` takes what went amiss.
+    `between` is told, before each piece of the work and at its end, how many of the tasks are done: it may raise.
+    `say` takes what went amiss.
     """
     judged: list[int] = []  # the same for all tasks
 
@@ -109,13 +110,14 @@ def evaluate(
 
     team, total = parallel.team, len(next(iter(exam.draw.values())))
     parts = []
+    between(0, total)
     with torch.no_grad():
         for chosen in team.deal(total).split(AT_ONCE):
             piece = exam.sampler.gather({name: t[chosen] for name, t in exam.draw.items()})
             work = partial(Parallel.stack, fn=scores, params=params, tasks=piece)
             done, parallel = within_memory(work, parallel, say)
             parts.append(done)
-            between()
+            between(min(AT_ONCE * len(parts) * team.size, total), total)
         by_mark = tree_map(lambda *leaves: team.gather(torch.cat(leaves).cpu(), total), *parts)
     lost = [int(row.pop(DIVERGED).sum()) for row in by_mark]
     if lost[-1]:

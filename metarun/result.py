@@ -19,7 +19,8 @@ from metarun.engine.device import peak_memory_mb, pick
 from metarun.evaluate import Summary, Verdict
 from metarun.settings import Job, Root, Test, Train, Val
 from metarun.state import State
-from metarun.types import Params, learned
+from metarun.tracking.console import from_here
+from metarun.types import Heads, Params, learned
 
 NORM = {
     "batch": "batch statistics of the query set (transductive)",
@@ -72,7 +73,7 @@ def facts(job: Job, parts: Parts, params: Params) -> dict[str, Any]:
         **_own(job, parts),
     }
     if job.test.data:
-        protocol["test_data"] = job.test.data
+        protocol["test_data"] = _tested(job)
     return {
         "device": str(parts.device),
         "params": sum(p.numel() for p in learned(params).values()),
@@ -147,17 +148,42 @@ def _nested(scores: Mapping[str, Summary]) -> dict[str, Any]:
 def header(job: Job, parts: Parts, record: dict[str, Any]) -> dict[str, str]:
     """The facts a person wants to see before training starts."""
     protocol, ranks = record["protocol"], job.team.size
-    ways = [f"{protocol['ways']}-way"] if protocol["ways"] > 1 else []
-    task = " ".join([*ways, f"{protocol['shots']}-shot"]) if protocol["shots"] else "nothing to adapt to"
-    tasks = "1 task" if job.train.tasks == 1 else f"{job.train.tasks} tasks"
+    kind = [f"{protocol['ways']}-way"] if protocol["ways"] > 1 else []
+    task = " ".join([*kind, f"{protocol['shots']}-shot"]) if protocol["shots"] else "nothing to adapt to"
+    tasks = ", ".join(["1 task" if job.train.tasks == 1 else f"{job.train.tasks} tasks", *ways(parts).values()][:2])
+    tested = f"{task}, {protocol['split']}"
+    data = {"data": f"{record['data']}, {tested}"}
+    if job.test.data:
+        split = parts.data.protocol["split"]
+        data = {"data": f"{record['data']}, {split}", "test data": f"{protocol['test_data']}, {tested}"}
     return {
         "algorithm": record["algo"],
-        "data": f"{record['data']}, {task}, {protocol['split']}",
+        **data,
         "backbone": f"{record['backbone']}, {record['params']:,} parameters learned",
         "training": f"{job.train.steps:,} steps of {tasks}, seed {record['seed']}",
         "device": record["device"] + (f", {ranks} ranks" if ranks > 1 else ""),
-        "run": str(job.folder),
+        "run": from_here(job.folder),
     }
+
+
+def ways(parts: Parts) -> dict[str, str]:
+    """What accuracies are of in `train`, and in `val` and `test`, where that differs: `128-way` and `5-way`."""
+    train, tested = (_ways(sampler.heads) for sampler in (parts.sampler, parts.test.sampler))
+    return {"train": train, "val": tested, "test": tested} if train != tested else {}
+
+
+def _ways(heads: Heads) -> str:
+    sizes = sorted({head.size for head in heads.values() if head.kind == "class"})
+    return "- to ".join(str(size) for size in sizes[:1] + sizes[1:][-1:]) + "-way" if sizes else ""
+
+
+def _tested(job: Job) -> str:
+    """The name of the data set that `test.data` names, and where that is the training data's, what tells them apart."""
+    name, test = str(job.test.data), job.test
+    if name != job.choices["data"]:
+        return name
+    root = [Path(test.root).absolute().name] if test.root else []
+    return " ".join([name, *root, *(f"{key}={value}" for key, value in (test.keys or {}).items())])
 
 
 def _git() -> str | None:

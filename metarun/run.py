@@ -92,10 +92,10 @@ def run(job: Job) -> dict[str, Any]:
                 _train(job, parts, state, trackers, signals, record)
             signals.check()  # a signal during the last step
             signals.patient = False
-            record["test"] = result.test(_meta_test(job, parts, state))
+            record["test"] = result.test(_meta_test(job, parts, state, trackers))
             _check_score(job, parts, record)
             record["status"] = "completed"
-            trackers.result(record)
+            trackers.result(record, job.result_file if job.only_tests else None)
     return record
 
 
@@ -125,7 +125,7 @@ def _trackers(job: Job, state: State) -> Trackers:
         for old in job.folder.glob("events.out.tfevents.*"):  # of a run that was killed before there was a checkpoint
             old.unlink()
     job.remember()
-    return Trackers.of_training(job.train.steps, job.folder, state.step)
+    return Trackers.of_training(job.train.steps, job.folder, state.step, job.train.max_seconds)
 
 
 @contextmanager
@@ -136,7 +136,6 @@ def _recorded(job: Job, record: dict[str, Any]) -> Iterator[None]:
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     log.setLevel(logging.INFO)
-    path = job.folder / (f"result-{job.label}.json" if job.only_tests else RESULT)
     try:
         yield
     except Stopped as stopped:
@@ -156,7 +155,7 @@ def _recorded(job: Job, record: dict[str, Any]) -> Iterator[None]:
         if record["error"] is not None:
             log.error("%s", record["error"])
         if job.team.rank == 0 and (began or (bug and not job.resumes)):
-            write_json(path, record)
+            write_json(job.result_file, record)
         log.removeHandler(handler)
         handler.close()
 
@@ -174,7 +173,7 @@ def _begin(job: Job, parts: Parts, trackers: Trackers, record: dict[str, Any]) -
         exam = parts.val.first()
         episode = exam.sampler.gather(exam.draw)
         picture = episode_picture(episode.support.x[0].cpu(), episode.query.x[0].cpu(), job.test.ways)
-    trackers.begin(result.header(job, parts, record), texts, job.hparams(), picture)
+    trackers.begin(result.header(job, parts, record), texts, job.hparams(), picture, result.ways(parts))
     if job.resumes and not job.only_tests:
         trackers.say(f"going on from step {record['steps']:,} of {job.train.steps:,}")
 
@@ -212,10 +211,14 @@ def _rehearse(parts: Parts, state: State) -> None:
     evaluate(parts.tested(state.step), state.params, exam, Parallel("loop", 1))
 
 
-def _train(job: Job, parts: Parts, state: State, trackers: Tracker, signals: Signals, record: dict[str, Any]) -> None:
+def _train(job: Job, parts: Parts, state: State, trackers: Trackers, signals: Signals, record: dict[str, Any]) -> None:
+    def between(done: int, total: int) -> None:
+        signals.check()
+        trackers.part("validation", done, total)
+
     def validate(state: State) -> dict[str, Any]:
         parallel = for_evaluation(state.parallel, parts.device, job.team)
-        return evaluate(parts.tested(state.step), state.params, parts.val, parallel, signals.check, trackers.say).scores
+        return evaluate(parts.tested(state.step), state.params, parts.val, parallel, between, trackers.say).scores
 
     loop = loop_of(job, parts, trackers, job.folder / "checkpoints", validate)
     signals.patient = True
@@ -281,13 +284,13 @@ def for_evaluation(parallel: Parallel | None, device: torch.device, team: Team) 
     return Parallel("vmap", min(AT_ONCE, chunk), team)
 
 
-def _meta_test(job: Job, parts: Parts, state: State) -> Verdict:
+def _meta_test(job: Job, parts: Parts, state: State, trackers: Trackers) -> Verdict:
     """The checkpoint that validation chose, on the fixed test episodes."""
     best = _load(job, "best.pt")
     params = {name: torch.empty_like(p) for name, p in state.params.items()}
     load_params(params, best["params"])
     parallel = for_evaluation(state.parallel, parts.device, job.team)
-    return evaluate(parts.tested(best["step"]), params, parts.test, parallel)
+    return evaluate(parts.tested(best["step"]), params, parts.test, parallel, partial(trackers.part, "meta-test"))
 
 
 def _check_score(job: Job, parts: Parts, record: dict[str, Any]) -> None:
@@ -298,6 +301,6 @@ def _check_score(job: Job, parts: Parts, record: dict[str, Any]) -> None:
     score = (scores["heads"][head] if head else scores)[kind]["mean"]
     if not math.isfinite(score):
         raise UserError(
-            f"the meta-test's {name} is no number: adaptation diverged on some task. "
+            f"the meta-test's {name} is no number: adaptation diverged on every task. "
             "Lower algo.inner_lr or test.adapt_steps."
         )

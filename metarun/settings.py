@@ -80,6 +80,7 @@ class Test:
     seed: Seed
     data: str | None
     root: Annotated[str | None, COMPUTE_ONLY, PLACE]
+    keys: Mapping[str, Any] | None
     only: Annotated[bool, COMPUTE_ONLY]
 
 
@@ -221,6 +222,11 @@ class Job:
     @property
     def only_tests(self) -> bool:
         return self.config["test"]["only"] is True
+
+    @property
+    def result_file(self) -> Path:
+        """Where the result is written: a repeated meta-test has a file of its own."""
+        return self.folder / (f"result-{self.label}.json" if self.only_tests else "result.json")
 
     def owner(self, section: str) -> str:
         """The section in which a task's size was set: `section` itself where it differs from `data`."""

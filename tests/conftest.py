@@ -22,6 +22,7 @@ from torch.utils._pytree import tree_map
 
 from metarun.backbones.cnn import CNN
 from metarun.cli.main import main
+from metarun.cli.train import _test_data
 from metarun.construct import construct
 from metarun.data.draw.source import split_classes
 from metarun.data.images.collection import Collection
@@ -311,12 +312,13 @@ def job(tmp_path: Path) -> Callable[..., Job]:
     def made(*overrides: str, name: str = "run") -> Job:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", [*overrides, "name=test"], return_hydra_config=True)
+            test_data = _test_data(config)
         choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items()}
         with open_dict(config):
             del config.hydra
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         plain: Any = OmegaConf.to_container(config, resolve=True)
-        return Job(plain, choices, None, folder, "test", lambda: None)
+        return Job(plain, choices, test_data, folder, "test", lambda: None)
 
     return made

@@ -162,13 +162,15 @@ def test_evaluation_leaves_the_parameters_alone_and_is_repeatable(algo_name: str
     assert all(p.equal(before[name]) for name, p in found.params.items())
 
 
-def test_between_pieces_it_can_be_stopped(case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_between_pieces_it_tells_how_many_tasks_are_done_and_can_be_stopped(
+    case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     found, calls = case("maml"), []
     monkeypatch.setattr(metarun.evaluate, "AT_ONCE", 3)
-    evaluate(found.tested, found.params, exam(found, 1), LOOP, between=lambda: calls.append(1))
-    assert len(calls) == 3  # 7 tasks in pieces of 3
+    evaluate(found.tested, found.params, exam(found, 1), LOOP, between=lambda *done: calls.append(done))
+    assert calls == [(0, 7), (3, 7), (6, 7), (7, 7)]
 
-    def stop() -> None:
+    def stop(done: int, total: int) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):

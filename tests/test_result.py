@@ -126,6 +126,46 @@ def test_tasks_that_diverged_are_counted_at_the_end_and_by_step() -> None:
     assert [row["diverged"] for row in found["by_step"]] == [0, 4]
 
 
+def test_the_header_names_what_is_trained_on_and_what_is_tested_on(
+    parts: Callable[..., tuple[Job, Parts]], write_images: Callable[..., Path], tmp_path: Path
+) -> None:
+    other = write_images(tmp_path / "elsewhere", groups=1, classes=3)
+    made, built = parts("test.data=folder", f"test.root={other}", "test.shots=2")
+    facts = result.header(made, built, result.blank(made) | result.facts(made, built, {}))
+    assert facts["data"] == "folder, random (seed 0): 10/3/3 classes"
+    assert facts["test data"] == "folder elsewhere, 2-way 2-shot, all: 3 classes"
+    assert protocol((made, built))["test_data"] == "folder elsewhere"
+    alone = result.header(*parts(), result.blank(made) | result.facts(made, built, {}))
+    assert "test data" not in alone and alone["data"].startswith("folder, 2-way")
+
+
+def test_the_header_names_the_run_as_one_would_type_it(
+    parts: Callable[..., tuple[Job, Parts]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    made, built = parts()
+    record = result.blank(made) | result.facts(made, built, {})
+    monkeypatch.chdir(tmp_path)
+    assert result.header(made, built, record)["run"] == "run"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "trained"),
+    [
+        ([], ""),
+        (["algo=mtl"], "1- to 4-way"),
+        (["algo=transfer"], "10-way"),
+        (["algo=protonet", "train.ways=4"], "4-way"),
+    ],
+)
+def test_what_accuracies_are_of_is_told_where_training_differs_from_validation(
+    parts: Callable[..., tuple[Job, Parts]], overrides: list[str], trained: str
+) -> None:
+    made, built = parts(*overrides)
+    assert result.ways(built) == ({"train": trained, "val": "2-way", "test": "2-way"} if trained else {})
+    header = result.header(made, built, result.blank(made) | result.facts(made, built, {}))
+    assert ("-way" in header["training"]) == bool(trained) and trained in header["training"]
+
+
 def test_parameters_are_counted(parts: Callable[..., tuple[Job, Parts]]) -> None:
     """Convolutions 1·4·9 and 3 (4·4·9), four norms of 8, an output layer of 2 (4 + 1): 510."""
     made, built = parts()

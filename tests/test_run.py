@@ -21,6 +21,7 @@ from metarun.loop import Stopped
 from metarun.run import run
 from metarun.settings import Job
 from metarun.tracking import checkpoint
+from metarun.tracking.trackers import Trackers
 from metarun.types import learned
 
 KEYS = {
@@ -143,6 +144,15 @@ def test_the_checkpoint_that_validation_chose_is_tested(
     assert record["val"]["step"] == 2 and record["steps"] == 4
     assert all(p.equal(best[name]) for name, p in tested[-1].items())
     assert not all(p.equal(last[name]) for name, p in tested[-1].items())
+
+
+def test_validation_and_meta_test_tell_how_far_they_have_come(
+    job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, int, int]] = []
+    monkeypatch.setattr(Trackers, "part", lambda self, *part: told.append(part))
+    run(job("data=sinusoid", *SMALL, "test.tasks=6"))
+    assert told == [("validation", 0, 4), ("validation", 4, 4)] * 2 + [("meta-test", 0, 6), ("meta-test", 6, 6)]
 
 
 def test_a_failure_is_recorded(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:

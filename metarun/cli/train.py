@@ -147,7 +147,7 @@ def _remember(config: DictConfig, typed: list[str], places: dict[str, str], fold
 
 
 def _test_data(config: DictConfig) -> dict[str, Any] | None:
-    """The section of the data set that `test.data` names."""
+    """The section of the data set that `test.data` names, but for what `test.keys` says of it."""
     if config.test.data is None:
         return None
     words = [f"data={quoted(config.test.data)}"]  # quoted, a number is a name too

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 
@@ -32,7 +32,7 @@ class Folder:
     """`root` holds class folders; or train/ val/ test/ of them; or train.txt val.txt test.txt naming them.
 
     Without a val of its own, some of train's classes validate. With `split: auto`, val and test get
-    at least `ways` classes each.
+    at least `ways` classes each. Where `splits` asks for test alone, `auto` tests on all classes.
     """
 
     root: Place
@@ -40,6 +40,7 @@ class Folder:
     colour: bool
     split: str | Sequence[float]
     split_seed: Seed
+    splits: Sequence[Literal["train", "val", "test"]]
     ways: Count
     shots: Count
     queries: Count
@@ -52,14 +53,16 @@ class Folder:
             what = "is no folder" if os.path.lexists(root) else "does not exist"
             raise UserError(f"data.root={shown(root)} {what}. Give a folder with one folder of images per class.")
         tree = Tree.of(root)
-        files, listed, layout = _layout(root, tree)
+        files, listed, layout = _layout(root, tree, self.splits)
         if tree.skipped:
             log.warning("data.root=%s: %s", shown(root), tree.left_out())
-        if listed is None:
+        if listed is None and self.split == "auto" and "train" not in self.splits:
+            classes, split = {"test": [*range(len(files))]}, "all"
+        elif listed is None:
             classes, split = self._deal(range(len(files)), self._shares()), f"random (seed {self.split_seed})"
         else:
             classes, split = self._listed(classes_by_name(listed, tuple(files), layout), layout)
-        sizes = "/".join(str(len(classes[name])) for name in SPLITS)
+        sizes = "/".join(str(len(classes[name])) for name in SPLITS if name in classes)
         protocol = {"split": f"{split}: {sizes} classes", "rotations": "none"}
         key = {"size": self.size, "colour": self.colour, "files": _listing(root, files)}
         collection = cached("folder", key, lambda: self._decode(root, files))
@@ -82,7 +85,7 @@ class Folder:
         return (self.split[0], self.split[1], self.split[2])
 
     def _listed(self, classes: dict[str, list[int]], layout: str) -> tuple[dict[str, list[int]], str]:
-        if "val" in classes:
+        if "val" in classes or "train" not in classes:
             return classes, layout
         train, val, _ = self._shares()
         dealt = self._deal(classes["train"], (train / (train + val), val / (train + val), 0.0))
@@ -113,16 +116,17 @@ class Folder:
         return Recipe(decode(sources, self.size, self.colour), shape, labels, tuple(files), groups)
 
 
-def _layout(root: Path, tree: Tree) -> tuple[Classes, list[tuple[str, str]] | None, str]:
-    """The class folders, the splits they are listed in (None: to be dealt), and the layout in words."""
+def _layout(root: Path, tree: Tree, wanted: Sequence[str]) -> tuple[Classes, list[tuple[str, str]] | None, str]:
+    """The class folders, the wanted splits they are listed in (None: to be dealt), and the layout in words."""
     folders = [split for split in SPLITS if _holds_folders(root / split)]
     lists = [split for split in SPLITS if os.path.isfile(root / f"{split}.txt")]
     found, ending = (lists, ".txt") if lists else (folders, "/")
     if not found:
         return tree.classes(root), None, ""
     for needed in ("train", "test"):
-        if needed not in found:
+        if needed in wanted and needed not in found:
             raise UserError(f"data.root={shown(root)} has {found[0]}{ending} but no {needed}{ending}. Add it.")
+    found = [split for split in found if split in wanted]
     words = f"{shown(root.name)}: {' '.join(split + ending for split in found)}"
     if lists:
         pairs = [(split, name) for split in found for name in _lines(root / f"{split}.txt")]

@@ -24,6 +24,7 @@ from metarun.data.images.collection import Recipe
 from metarun.data.images.mapped import Resident
 from metarun.data.images.strokes import POINTS, SIZE, arcs, ink
 from metarun.engine.device import free_memory
+from metarun.engine.progress import watched
 from metarun.types import COMPUTE_ONLY, AtLeast, Count, Seed, UserError
 
 VERSION = 1  # of the drawings: raise it when they change, so that caches do not keep the old ones
@@ -113,7 +114,7 @@ def generate(alphabets: int, characters: int, drawings: int, seed: int) -> Recip
     habit = {name: value.repeat_interleave(characters) for name, value in habit.items()}
     program = Program(*(part.repeat_interleave(drawings, 0) for part in invent(habit, dice)))
     chunks = zip(*(part.split(CHUNK) for part in program), strict=True)
-    pieces = (draw(Program(*chunk), dice) for chunk in chunks)
+    pieces = watched((draw(Program(*chunk), dice) for chunk in chunks), len(program.size), "drawing glyphs", len)
     groups = [f"alphabet{a:03}" for a in range(alphabets) for _ in range(characters)]
     names = [f"{group}/character{c % characters:03}" for c, group in enumerate(groups)]
     labels = torch.arange(len(names)).repeat_interleave(drawings)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from functools import partial
 from typing import Any, TypeVar
 
 import torch
 
 from metarun.engine.mapping import Parallel
+from metarun.engine.progress import Meter
 from metarun.errors import UserError
 from metarun.types import MetaGradient, Params
 
@@ -32,13 +34,15 @@ def fastest(
 ) -> tuple[Parallel, dict[str, float]]:
     """The fastest candidate and each one's seconds; a candidate that runs out of memory ends the search."""
     seconds: dict[Parallel, float] = {}
-    for candidate in candidates:
-        try:
-            seconds[candidate] = _seconds(partial(algo.meta_grad, params, sample, candidate), device)
-        except torch.OutOfMemoryError:
-            break
-        if seconds[candidate] > 1.2 * min(seconds.values()):
-            break
+    with closing(Meter("", len(candidates))) as meter:
+        for candidate in candidates:
+            meter.reach(len(seconds), f"parallel: measuring {candidate}")
+            try:
+                seconds[candidate] = _seconds(partial(algo.meta_grad, params, sample, candidate), device)
+            except torch.OutOfMemoryError:
+                break
+            if seconds[candidate] > 1.2 * min(seconds.values()):
+                break
     if not seconds:
         return Parallel("loop", 1), {}
     return min(seconds, key=seconds.__getitem__), {str(c): s for c, s in seconds.items()}

@@ -30,6 +30,7 @@ class Compiled:
     def meta_grad(self, params: Params, sample: Any, parallel: ParallelMap) -> tuple[Params, Metrics]:
         key = parallel, tuple(leaf.shape for leaf in tree_leaves(sample))
         if key not in self.programs:
+            print(f"compiling the meta-step ({parallel}): its first run takes a minute or more", flush=True)
             traced = make_fx(partial(self.algo.meta_grad, parallel=parallel))(params, sample)
             self.programs[key] = torch.compile(traced, dynamic=False)
         return self.programs[key](params, sample)

@@ -47,6 +47,11 @@ class Group:
         return self.runs[0].metric
 
     @property
+    def trained(self) -> str:
+        """The data set that its runs were trained on, and validated on."""
+        return self.runs[0].names["data"]
+
+    @property
     def test(self) -> tuple[float, float]:
         """Mean and 95% interval of the metric that the runs are judged by."""
         return self.score(self.metric)
@@ -73,10 +78,13 @@ class Section:
     @property
     def task(self) -> str:
         """`omniglot, 5-way 1-shot, 600 test tasks`."""
+        return f"{self.task_of(self.protocol['data'])}, {self.protocol['test tasks']} test tasks"
+
+    def task_of(self, data: str) -> str:
+        """`glyphs, 5-way 1-shot`: the same kind of task of a data set, as a validation has it."""
         ways = f"{self.protocol['ways']}-way" if self.protocol.get("ways", "1") != "1" else ""
         shots = f"{self.protocol['shots']}-shot" if "shots" in self.protocol else ""
-        kind = " ".join(filter(None, (ways, shots)))
-        return ", ".join(filter(None, (self.protocol["data"], kind, f"{self.protocol['test tasks']} test tasks")))
+        return ", ".join(filter(None, (data, " ".join(filter(None, (ways, shots))))))
 
     def differs(self, other: Section) -> list[str]:
         """`shots 5 (A: 1)` for each key of the protocol in which it differs from another section."""
@@ -149,8 +157,7 @@ def _protocol(run: Run) -> dict[str, str]:
     rest = {key: str(run.protocol[key]) for key in sorted(run.protocol) if key not in ("adapt_steps", "test_data")}
     rest["test tasks"] = str(run.test.tasks)
     task = {key: rest.pop(key) for key in TASK if key in rest}
-    data = str(run.protocol.get("test_data") or run.names["data"])
-    return {"data": data, "metric": run.metric, **task, **rest}
+    return {"data": run.tested, "metric": run.metric, **task, **rest}
 
 
 def _chosen(groups: Sequence[Members], names: Sequence[str]) -> list[dict[str, str]]:
@@ -161,7 +168,7 @@ def _chosen(groups: Sequence[Members], names: Sequence[str]) -> list[dict[str, s
     chosen = []
     for runs in groups:
         typed = {key for run in runs for key in run.typed}
-        chosen.append({name: runs[0].names[name] for name in names} | _pick(runs[0], filter(typed.__contains__, keys)))
+        chosen.append(_names(runs[0], names) | _pick(runs[0], filter(typed.__contains__, keys)))
     for pairs, run in zip(chosen, firsts, strict=True):
         alike = [other for other in firsts if other.names["algo"] == run.names["algo"]]
         pairs.update(_pick(run, _differing(alike, {key for other in alike for key in other.silent})))
@@ -173,6 +180,13 @@ def _chosen(groups: Sequence[Members], names: Sequence[str]) -> list[dict[str, s
         for number in twins:
             chosen[number] |= _pick(firsts[number], own)
     return chosen
+
+
+def _names(run: Run, names: Iterable[str]) -> dict[str, str]:
+    """Its parts that are to be named; the data that it was trained on also where its test is on other data."""
+    elsewhere = run.tested != run.names["data"]
+    parts = run.names | ({"data": f"trained on {run.names['data']}"} if elsewhere else {})
+    return {name: parts[name] for name in GROUPS if name in names or (name == "data" and elsewhere)}
 
 
 def _differing(runs: Sequence[Run], keys: Iterable[str]) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from textwrap import fill
 from typing import TYPE_CHECKING, Any
 
+from metarun.errors import UserError
 from metarun.metrics import axis, scaled, telling
 from metarun.report.compare import Comparison, Group, Section
 from metarun.report.runs import curves
@@ -25,15 +26,22 @@ Points = dict[int, list[float]]  # step -> the value of every seed, as it is sho
 
 @dataclass(frozen=True)
 class Panel:
-    """One metric of one section."""
+    """One metric of those groups of a section that were trained, and so validated, on the same data."""
 
     section: Section
+    groups: tuple[Group, ...]
     metric: str
-    curves: tuple[Points, ...]  # of each group of the section; empty for one that has none
+    curves: tuple[Points, ...]  # of each group; empty for one that has none
 
     @property
     def bare(self) -> list[Group]:
-        return [group for group, points in zip(self.section.groups, self.curves, strict=True) if not points]
+        return [group for group, points in zip(self.groups, self.curves, strict=True) if not points]
+
+    @property
+    def title(self) -> str:
+        """What the curves are of: not the data that the section is about, where that is tested on alone."""
+        trained, tested = self.groups[0].trained, self.section.protocol["data"]
+        return self.section.task_of(trained) + ("" if trained == tested else f"; tested on {tested}")
 
 
 def write_plot(comparison: Comparison, file: Path) -> list[Group]:
@@ -42,15 +50,17 @@ def write_plot(comparison: Comparison, file: Path) -> list[Group]:
     from matplotlib.figure import Figure
 
     found = panels(comparison)
+    if not found:
+        raise UserError("repeated meta-tests have no curves to draw. Leave out --plot.")
     shown = [panel for panel in found if any(panel.curves)] or found[:1]
     columns = min(ACROSS, len(shown))
     rows = math.ceil(len(shown) / columns)
-    names = max(len(panel.section.groups) for panel in shown)  # each takes a line below its panel
+    names = max(len(panel.groups) for panel in shown)  # each takes a line below its panel
     figure = Figure(figsize=(1.4 + 5.6 * columns, (4.0 + 0.24 * names) * rows), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     for number, panel in enumerate(shown):
         axes = figure.add_subplot(rows, columns, number + 1)
-        for place, (group, points) in enumerate(zip(panel.section.groups, panel.curves, strict=True)):
+        for place, (group, points) in enumerate(zip(panel.groups, panel.curves, strict=True)):
             style: dict[str, Any] = {
                 "color": COLOURS[place % len(COLOURS)],
                 "linestyle": DASHES[place // len(COLOURS) % len(DASHES)],
@@ -62,14 +72,18 @@ def write_plot(comparison: Comparison, file: Path) -> list[Group]:
 
 
 def panels(comparison: Comparison) -> list[Panel]:
-    """Of each section the metric that it is judged by, then those of single heads."""
+    """Of each section, and of each data set that its groups were trained on, the metric that they are judged by, then
+    those of single heads. Repeated meta-tests were not trained and are left out."""
     found = []
     for section in comparison.sections:
-        groups = [_curves(group) for group in section.groups]
-        judged = section.protocol["metric"]
-        names = telling(dict.fromkeys(name for own in groups for name in own))
-        heads = [name for name in names if "/" in name and name != judged]
-        found += [Panel(section, name, tuple(own.get(name, {}) for own in groups)) for name in (judged, *heads)]
+        trained = [group for group in section.groups if not group.runs[0].again]
+        for data in dict.fromkeys(group.trained for group in trained):
+            groups = tuple(group for group in trained if group.trained == data)
+            own = [_curves(group) for group in groups]
+            judged = section.protocol["metric"]
+            names = telling(dict.fromkeys(name for one in own for name in one))
+            heads = [name for name in names if "/" in name and name != judged]
+            found += [Panel(section, groups, name, tuple(o.get(name, {}) for o in own)) for name in (judged, *heads)]
     return found
 
 
@@ -105,8 +119,8 @@ def _dress(axes: Axes, panel: Panel, lettered: bool) -> None:
     axes.set_xlabel("meta-steps")
     axes.set_ylabel(f"validation {axis(panel.metric)}")
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True))
-    title = f"{panel.section.letter}: {panel.section.task}" if lettered else panel.section.task
-    band = any(len(group.runs) > 1 for group in panel.section.groups)
+    title = f"{panel.section.letter}: {panel.title}" if lettered else panel.title
+    band = any(len(group.runs) > 1 for group in panel.groups)
     axes.set_title(title + ("; mean and range over seeds" if band else ""), fontsize=10, loc="left")
     axes.grid(axis="y", color="#e5e7eb", linewidth=0.8)
     axes.set_axisbelow(True)

@@ -24,12 +24,15 @@ class Run:
     """A finished run.
 
     `settings` is its config, flat, without the seed and what its result says changes nothing that is measured; `typed`
-    are the keys that its user chose, `metric` the name of the score that it is judged by.
+    are the keys that its user chose, `metric` the name of the score that it is judged by. `tested` names the data set
+    of the meta-test. Of a repeated meta-test (`again`) there is no validation: that was under the run's own protocol.
     """
 
     folder: Path
     written: float
-    names: dict[str, str]  # algo, data, backbone
+    names: dict[str, str]  # algo, data (that was trained on), backbone
+    tested: str
+    again: bool
     seed: int
     metric: str
     scores: dict[str, Score]  # of the meta-test
@@ -76,8 +79,13 @@ def find(folders: Iterable[Path]) -> Iterator[Run | Missing]:
 
 
 def curves(run: Run) -> dict[str, dict[int, float]]:
-    """metric -> step -> its value at validation, as metrics.jsonl has it; torn lines are passed over."""
+    """metric -> step -> its value at validation, as metrics.jsonl has it; torn lines are passed over.
+
+    Validation is on the data that the run was trained on. A repeated meta-test has not trained, and so has no curve.
+    """
     found: dict[str, dict[int, float]] = {}
+    if run.again:
+        return found
     try:
         lines = (run.folder / "metrics.jsonl").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
@@ -119,11 +127,14 @@ def _run(file: Path, record: dict[str, Any]) -> Run:
     again = file.stem.partition("-")[2]  # a repeated meta-test says in its name what was different
     if again:
         settings, typed = {**settings, "tested again": again}, typed | {"tested again"}
-    val, cost = record.get("val") or {}, record.get("cost") or {}
+    val, cost = {} if again else record.get("val") or {}, record.get("cost") or {}
+    names = {key: str(record[key]) for key in ("algo", "data", "backbone")}
     return Run(
         folder=file.parent,
         written=file.stat().st_mtime,
-        names={key: str(record[key]) for key in ("algo", "data", "backbone")},
+        names=names,
+        tested=str(protocol.get("test_data") or names["data"]),
+        again=bool(again),
         seed=int(record["seed"]),
         metric=metric,
         scores=test,

@@ -79,6 +79,11 @@ def notes(comparison: Comparison) -> list[str]:
     lines = [("A: " if others else "") + first.task + (f", {norm}" if norm else "")]
     for section in others:
         lines.append(f"{section.letter}: not comparable with A: {', '.join(section.differs(first))}")
+    validated = [
+        (section.protocol["data"], g) for section in comparison.sections for g in section.groups if g.runs[0].val
+    ]
+    if any(group.trained != tested for tested, group in validated):
+        lines.append("trained on other data than the test's: validation is on that, too")
     several = [group for group in comparison.groups if len(group.runs) > 1]
     over = {True: "over seeds (Student t)", False: "over test tasks"}
     if several and len(several) < len(comparison.groups):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import socket
 import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,37 +15,57 @@ from torch import Tensor
 
 from metarun.errors import UserError
 from metarun.tracking import atomic, figures
+from metarun.tracking.console import from_here
 
 Hyper = bool | int | float | str
 
 
 class TensorBoard:
-    """Scalars, text, pictures and the hyperparameter table of one run."""
+    """Scalars, text, pictures and the hyperparameter table of one run.
+
+    Each is on disk as soon as it is logged. TensorBoard's own writer has a thread, which keeps events for a while, so
+    that a killed run lacks them, and prints a traceback where the disk is full.
+    """
 
     def __init__(self, run_dir: Path, purge_step: int | None) -> None:
         """Open an event file; on resume, events at `purge_step` and later are forgotten."""
-        from torch.utils.tensorboard import SummaryWriter  # slow to import: only where it is used
+        from tensorboard.compat.proto.event_pb2 import SessionLog
+        from tensorboard.summary.writer.record_writer import RecordWriter
 
         self.run_dir = run_dir
         self.ended = True
-        with _errors_told(run_dir):
-            self.writer = SummaryWriter(run_dir, purge_step=purge_step, flush_secs=10)
+        self.notes: Mapping[str, str] = {}  # what TensorBoard says of a tag, by tag
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        try:
+            run_dir.mkdir(parents=True, exist_ok=True)
+            self.records = RecordWriter((run_dir / name).open("wb"))
+        except OSError as error:
+            raise atomic.cannot_write(run_dir, error) from error
+        self._write(0, file_version="brain.Event:2")
+        if purge_step is not None:
+            self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Write scalars."""
-        with _errors_told(self.run_dir):
-            for tag, value in values.items():
-                self.writer.add_scalar(tag, value, step)
+        from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary, SummaryMetadata
+
+        kind = SummaryMetadata.PluginData(plugin_name="scalars")
+        notes = {
+            tag: SummaryMetadata(plugin_data=kind, data_class=DATA_CLASS_SCALAR, summary_description=note)
+            for tag, note in self.notes.items()
+        }
+        scalars = [Summary.Value(tag=t, simple_value=value, metadata=notes.get(t)) for t, value in values.items()]
+        self._write(step, summary=Summary(value=scalars))
 
     def text(self, tag: str, content: str) -> None:
         """Show `content` as it is: indented, because Markdown would fold the lines of YAML into one."""
-        with _errors_told(self.run_dir):
-            self.writer.add_text(tag, textwrap.indent(content, "    "), 0)
+        from torch.utils.tensorboard import summary  # slow to import: only where it is used
+
+        self._write(0, summary=summary.text(tag, textwrap.indent(content, "    ")))
 
     def picture(self, tag: str, images: Tensor, left: int = 0) -> None:
         """Show a picture [C, H, W], or a grid [rows, cols, C, H, W] with a gap after `left` columns."""
-        with _errors_told(self.run_dir):
-            self.writer.add_image(tag, images if images.ndim == 3 else figures.grid(images, left), 0)
+        self._image(tag, images if images.ndim == 3 else figures.grid(images, left), "CHW")
 
     def curve(self, tag: str, test: dict[str, Any]) -> None:
         """Show the scores of a meta-test by adaptation step."""
@@ -53,8 +75,7 @@ class TensorBoard:
         # add_figure would import pyplot, and with it a global list of figures
         canvas = FigureCanvasAgg(figures.adaptation_curve(test))
         canvas.draw()
-        with _errors_told(self.run_dir):
-            self.writer.add_image(tag, np.asarray(canvas.buffer_rgba())[..., :3], 0, dataformats="HWC")
+        self._image(tag, np.asarray(canvas.buffer_rgba())[..., :3], "HWC")
 
     def hparams(self, hparams: dict[str, Hyper]) -> None:
         """Enter this run in the table of runs, whose other columns are the last values of all scalars.
@@ -64,15 +85,22 @@ class TensorBoard:
         """
         from tensorboard.plugins.hparams import summary_v2
 
-        self._summary(summary_v2.hparams_pb(hparams, trial_id=""))  # without an id the run's name stands there
+        self._write(0, summary=summary_v2.hparams_pb(hparams, trial_id=self._trial()))
         self.ended = False
 
     def close(self, status: str = "completed") -> None:
-        """Note how the run ended in the table of runs, and write what is pending."""
+        """Note how the run ended in the table of runs."""
         with contextlib.suppress(OSError, UserError):  # a full disk has been reported where it was met
             if not self.ended:
                 self._end(status)
-            self.writer.close()
+            self.records.close()
+
+    def _trial(self) -> str:
+        """The run's name in the table: first what tells the jobs of a sweep apart, for the column is narrow.
+
+        It is the only one of its kind: of runs that share a name TensorBoard shows the mean.
+        """
+        return f"{self.run_dir.name} in {from_here(self.run_dir.parent)}"
 
     def _end(self, status: str) -> None:
         from tensorboard.compat.proto.summary_pb2 import Summary
@@ -82,18 +110,19 @@ class TensorBoard:
         info = plugin_data_pb2.SessionEndInfo(status=code, end_time_secs=time.time())
         kind = metadata.create_summary_metadata(plugin_data_pb2.HParamsPluginData(session_end_info=info))
         value = Summary.Value(tag=metadata.SESSION_END_INFO_TAG, metadata=kind, tensor=metadata.NULL_TENSOR)
-        self._summary(Summary(value=[value]))
+        self._write(0, summary=Summary(value=[value]))
         self.ended = True
 
-    def _summary(self, summary: Any) -> None:
-        with _errors_told(self.run_dir):
-            self.writer._get_file_writer().add_summary(summary)
+    def _image(self, tag: str, image: Any, order: str) -> None:
+        from torch.utils.tensorboard import summary
 
+        self._write(0, summary=summary.image(tag, image, dataformats=order))
 
-@contextlib.contextmanager
-def _errors_told(run_dir: Path) -> Iterator[None]:
-    """The writer's thread hands its OSError (a full disk, mostly) to the next call: say it in one line."""
-    try:
-        yield
-    except OSError as error:
-        raise atomic.cannot_write(run_dir, error) from error
+    def _write(self, step: int, **content: Any) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+
+        try:
+            self.records.write(Event(wall_time=time.time(), step=step, **content).SerializeToString())
+            self.records.flush()
+        except OSError as error:
+            raise atomic.cannot_write(self.run_dir, error) from error

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ class Trackers:
         return Trackers(Console(steps, folder), None, None)
 
     @staticmethod
-    def of_training(steps: int, folder: Path, step: int) -> Trackers:
+    def of_training(steps: int, folder: Path, step: int, max_seconds: float = math.inf) -> Trackers:
         """`step` is where a resumed run goes on; what was logged after it is dropped."""
         lines = JsonLines(folder / "metrics.jsonl", step or None)
-        return Trackers(Console(steps, folder, step), lines, TensorBoard(folder, step + 1 if step else None))
+        board = TensorBoard(folder, step + 1 if step else None)
+        return Trackers(Console(steps, folder, step, max_seconds), lines, board)
 
     @contextmanager
     def closing(self, record: dict[str, Any]) -> Iterator[None]:
@@ -53,14 +55,20 @@ class Trackers:
         texts: dict[str, str],
         hparams: dict[str, bool | int | float | str],
         picture: Tensor | None,
+        ways: Mapping[str, str],
     ) -> None:
-        """The header, and in TensorBoard the config, the protocol and a picture of an episode."""
+        """The header, and in TensorBoard the config, the protocol and a picture of an episode.
+
+        `ways` says what accuracies of `train` and of `val` are of, where that differs.
+        """
         self.console.header(facts)
+        self.console.ways = ways
         log.info("%s", ", ".join(f"{name}: {fact}" for name, fact in facts.items()))
         if self.board:
             for tag, text in texts.items():
                 self.board.text(tag, text)
             self.board.hparams(hparams)
+            self.board.notes = {f"{part}/accuracy": f"{way} tasks" for part, way in ways.items()}
             if picture is not None:
                 self.board.picture("episode", picture)
 
@@ -80,9 +88,12 @@ class Trackers:
         self.console.say(text)
         log.info("%s", text)
 
-    def result(self, record: dict[str, Any]) -> None:
+    def part(self, doing: str, done: int, total: int) -> None:
+        self.console.part(doing, done, total)
+
+    def result(self, record: dict[str, Any], file: Path | None = None) -> None:
         """The final table, the adaptation curve, and the scores that runs are compared by."""
-        self.console.table(record)
+        self.console.table(record, file)
         if self.board:
             if len(by_step(record["test"])) > 1:
                 self.board.curve("test/adaptation", record["test"])

@@ -253,23 +253,79 @@ def test_a_repeated_meta_test_writes_its_own_result_and_nothing_else(
     assert (shots["protocol"]["shots"], len(shots["test"]["by_step"])) == (2, 4)
 
 
-def test_a_meta_test_on_another_folder_of_images(
-    metarun: Callable[..., Any], write_images: Callable[..., Path]
-) -> None:
+PHOTOS = (
+    *("data=folder", "data.root=photos", "data.size=12", "data.colour=false", "data.ways=2", "backbone.channels=[4]"),
+    *("parallel=vmap", "train.steps=1", "train.tasks=2", "val.tasks=2", "test.tasks=2", "val.every=1"),
+)
+AGAIN = ("resume=run", "test.only=true", "name=other")
+
+
+@pytest.fixture
+def trained(metarun: Callable[..., Any], write_images: Callable[..., Path]) -> Callable[..., Any]:
+    """trained(*typed): the meta-test of a run on small grey images is repeated with what is typed."""
     write_images(Path("photos"))
-    write_images(Path("it's other, more"), groups=5)
-    keys = (
-        "data=folder",
-        "data.root=photos",
-        "data.size=12",
-        "data.colour=false",
-        "backbone.channels=[4]",
-        "data.ways=2",
-    )
-    few = ("parallel=vmap", "train.steps=1", "train.tasks=2", "val.tasks=2", "test.tasks=2", "val.every=1")
-    assert metarun(*keys, *few, "hydra.run.dir=run").code == 0
-    again = metarun("resume=run", "test.only=true", "test.root='it\\'s other, more'", "name=other", "test.data=folder")
-    assert again.code == 2 and "shape" in again.err  # 84 pixels and colour are the other's defaults
+    assert metarun(*PHOTOS, "hydra.run.dir=run").code == 0
+    return lambda *typed: metarun(*AGAIN, *typed)
+
+
+def other_test() -> dict[str, Any]:
+    return json.loads(Path("run/result-other.json").read_text())["protocol"]
+
+
+def test_a_meta_test_on_another_folder_takes_the_runs_shape_and_says_so(
+    trained: Callable[..., Any], write_images: Callable[..., Path]
+) -> None:
+    write_images(Path("it's other, more"), groups=1, classes=3, side=16)  # fewer than 3 splits of 2 classes
+    again = trained("test.data=folder", "test.root='it\\'s other, more'")
+    assert again.code == 0, again.err
+    lines = again.out.splitlines()
+    assert "data       folder, random (seed 0): 10/3/3 classes" in lines
+    assert "test data  folder it's other, more, 2-way 1-shot, all: 3 classes" in lines
+    assert "run        run" in lines and "result     run/result-other.json" in lines
+    (caption,) = (line for line in lines if "test tasks" in line)
+    assert caption.startswith("folder it's other, more 2-way 1-shot, 2 test tasks, trained on folder,")
+    assert other_test()["test_data"] == "folder it's other, more" and result("run")["data"] == "folder"
+
+
+def test_what_is_tested_on_another_data_set_follows_test_keys(
+    trained: Callable[..., Any], write_images: Callable[..., Path]
+) -> None:
+    write_images(Path("more"), groups=1, classes=12, images=12)
+    keys = ("test.data=folder", "test.root=more", "test.shots=7", "test.queries=5")  # more than the run's own data has
+    assert trained(*keys, "test.keys={splits:[train,val,test],split_seed:3}").code == 0
+    assert other_test()["split"] == "random (seed 3): 8/2/2 classes" and other_test()["shots"] == 7
+    told = trained(*keys, "test.keys={size:16}")
+    assert told.code == 2 and "[1, 16, 16]" in told.err  # what is typed wins, and does not fit here
+
+
+def test_a_folder_that_has_test_classes_alone_can_be_tested_on(
+    trained: Callable[..., Any], write_images: Callable[..., Path]
+) -> None:
+    write_images(Path("alone/test"), groups=1, classes=2)
+    again = trained("test.data=folder", "test.root=alone")
+    assert again.code == 0, again.err
+    assert other_test()["split"] == "alone: test/: 2 classes"
+
+
+@pytest.mark.parametrize(
+    ("typed", "words"),
+    [
+        (["test.root=more"], ["test.root=more", "test.data=folder"]),
+        (["test.keys={size:16}"], ["test.keys={'size': 16}", "test.data=folder"]),
+        (["test.data=folder", "test.keys={sise:16}"], ["test.keys.sise", "Did you mean test.keys.size "]),
+        (["test.data=folder", "test.keys={size:big}"], ["test.keys.size=big"]),
+        (["test.data=folder", "test.root=nowhere"], ["test.root=nowhere does not exist"]),
+        (["test.data=folder", "test.root=photos"], ["test.data=folder", "trains or validates on: 13 of them", "g0/c"]),
+        (["test.data=folder", "test.root=photos", "test.keys={split:half}"], ["test.keys.split=half is neither"]),
+    ],
+)
+def test_what_cannot_be_tested_on_is_answered_with_the_key_that_was_typed(
+    trained: Callable[..., Any], typed: list[str], words: list[str]
+) -> None:
+    told = trained(*typed)
+    assert told.code == 2 and len(told.err.splitlines()) == 1 and "data.root" not in told.err
+    assert all(word in told.err for word in words), told.err
+    assert not Path("run/result-other.json").exists()
 
 
 def test_a_conf_folder_brings_an_algorithm_of_ones_own(

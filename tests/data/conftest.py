@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from metarun.data.draw.source import ImageData
 from metarun.data.images.collection import Collection
+from metarun.engine import progress
 
 PROJECT = Path(__file__).parents[2]
 SHARED = PROJECT.parent / "shared" / "data"
@@ -23,6 +24,25 @@ def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.Monk
     folder = tmp_path_factory.mktemp("own") / "cache"
     monkeypatch.setenv("METARUN_CACHE", str(folder))
     return folder
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int, int]]:
+    """What was told of slow work until it was closed: what it was, how much was done, and of how much."""
+    found = []
+
+    class Told:
+        def __init__(self, doing: str, total: int) -> None:
+            self.doing, self.done, self.total = doing, 0, total
+
+        def reach(self, done: int) -> None:
+            self.done = done
+
+        def close(self) -> None:
+            found.append((self.doing, self.done, self.total))
+
+    monkeypatch.setattr(progress, "Meter", Told)
+    return found
 
 
 @pytest.fixture

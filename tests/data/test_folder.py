@@ -136,6 +136,32 @@ def test_train_without_test_is_refused(folder: Load, tmp_path: Path) -> None:
     assert "has train/ but no test/. Add it." in refused(folder, tmp_path)
 
 
+def test_where_test_alone_is_asked_for_the_rest_need_not_be_there(folder: Load, tmp_path: Path) -> None:
+    animals(tmp_path / "both" / "train", "a", "b")
+    for root in (tmp_path / "both", tmp_path / "alone"):
+        animals(root / "test", "y", "z")
+        data = folder(root, splits=["test"], ways=9)
+        assert set(data.splits) == {"test"} and names(data, "test") == {"y", "z"}
+        assert len(data.images) == 6  # the others are not even decoded
+        assert data.protocol["split"] == f"{root.name}: test/: 2 classes"
+    with pytest.raises(UserError, match=r"data\.splits=\[test\] leaves out train, which is needed. Add it"):
+        data.episodes("train", 2, 1, 1)
+    animals(tmp_path / "none" / "train", "a", "b")
+    assert "has train/ but no test/" in refused(folder, tmp_path / "none", splits=["test"])
+
+
+def test_class_folders_are_tested_on_alone_without_being_dealt(folder: Load, tmp_path: Path) -> None:
+    data = folder(animals(tmp_path, "a", "b", "c"), splits=["test"], ways=3)
+    assert names(data, "test") == {"a", "b", "c"} and data.protocol["split"] == "all: 3 classes"
+
+
+def test_classes_that_another_split_of_the_same_images_trains_on_are_found(folder: Load, tmp_path: Path) -> None:
+    root = animals(tmp_path, *(f"c{n}" for n in range(20)))
+    data, other = folder(root), folder(root, splits=["test"])
+    assert set(other.trained_in(data)) == names(data, "train") | names(data, "val")
+    assert data.trained_in(data) == [] and folder(root, size=5, splits=["test"]).trained_in(data) == []
+
+
 def test_a_class_may_be_called_train(folder: Load, tmp_path: Path) -> None:
     data = folder(animals(tmp_path, "airplane", "bus", "car", "ship", "train", "truck"))
     assert sizes(data) == [2, 2, 2]

@@ -49,6 +49,11 @@ def test_the_global_generator_is_neither_read_nor_moved(few: Collection) -> None
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_every_drawing_is_told_of(told: list[tuple[str, int, int]]) -> None:
+    list(generate(4, 8, 40, seed=0).pieces)
+    assert told == [("drawing glyphs", 1280, 1280)]
+
+
 def test_images_are_bytes_with_thin_strokes_inside_the_paper(few: Collection) -> None:
     assert few.images.shape == (ALPHABETS * CHARACTERS * DRAWINGS, 1, 28, 28)
     assert few.images.dtype == torch.uint8

@@ -72,6 +72,36 @@ def test_a_given_chunk_is_held_against_the_loop() -> None:
     assert pick({"loop": 2.0, "vmap chunk 6": 0.5}, chunk=6)[0] == Parallel("vmap", 6)
 
 
+def test_whoever_waits_is_told_which_candidate_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
+    meters: list[Any] = []
+
+    class Told:
+        def __init__(self, doing: str, total: int) -> None:
+            self.total = total
+            meters.append(self)
+
+        def reach(self, done: int, doing: str) -> None:
+            self.done, self.doing = done, doing
+
+        def close(self) -> None:
+            self.total = 0
+
+    class Asking(Timed):
+        def meta_grad(self, params: Any, sample: Any, parallel: Parallel) -> None:
+            (meter,) = meters
+            assert str(parallel) in meter.doing and meter.total == 5
+            tried.append((str(parallel), meter.done))
+            super().meta_grad(params, sample, parallel)
+
+    tried: list[tuple[str, int]] = []
+    monkeypatch.setattr(room, "Meter", Told)
+    algo = Asking({"loop": 1.0, "vmap chunk 4": 4.0})
+    monkeypatch.setattr(room, "time", SimpleNamespace(perf_counter=lambda: algo.now))
+    fastest(algo, {}, None, candidates(32, None, CPU), CPU)  # type: ignore[arg-type]
+    assert list(dict.fromkeys(tried)) == [("loop", 0), ("vmap chunk 4", 1)]
+    assert meters[0].total == 0  # closed
+
+
 def test_candidates_go_from_least_memory_to_most() -> None:
     chunks = [c.chunk for c in candidates(32, None, CPU)]
     assert candidates(32, None, CPU)[0] == LOOP and chunks == [1, 4, 8, 16, 32]

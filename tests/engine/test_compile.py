@@ -32,6 +32,23 @@ def test_tracing_changes_no_meta_gradient(
     assert len(program.programs) == 3
 
 
+def test_before_it_compiles_it_says_that_this_takes_time(
+    case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def late(program: Any, dynamic: bool) -> Any:
+        told.append(capsys.readouterr().out)
+        return program
+
+    told: list[str] = []
+    monkeypatch.setattr(torch, "compile", late)
+    found = case("maml")
+    program = Compiled(found.algo)
+    for _ in range(2):
+        program.meta_grad(found.params, found.sample, Parallel("vmap", 3))
+    assert told == ["compiling the meta-step (vmap chunk 3): its first run takes a minute or more\n"]
+    assert capsys.readouterr().out == ""
+
+
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
 def test_compiling_changes_a_meta_gradient_by_rounding_only(linear_net: Net, points: Episode) -> None:
     algo = MAML(linear_net, 0.1, 1, first_order=False, inner_loss="mean", adapt_norm=True, remat=False)

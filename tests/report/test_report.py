@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from metarun.cli import report
+from metarun.errors import UserError
 from metarun.report.compare import compare
 from metarun.report.interval import mean_t, t_975
 from metarun.report.plot import panels, write_plot
@@ -223,6 +224,49 @@ def test_a_repeated_meta_test_is_a_group_of_its_own(tmp_path: Path) -> None:
     (tmp_path / "a" / "result-test.adapt_steps=10.json").write_text(json.dumps(record))
     labels = {group.label for group in compare(runs(tmp_path)).groups}
     assert labels == {"maml", "maml tested again=test.adapt_steps=10"}
+
+
+def repeated(folder: Path, name: str, **protocol: Any) -> None:
+    """The meta-test of the run in that folder once more, under another protocol."""
+    record = json.loads((folder / "result.json").read_text())
+    record["protocol"] = {**record["protocol"], "episodes": f"sha256:{name}", **protocol}
+    (folder / f"result-{name}.json").write_text(json.dumps(record))
+
+
+def test_a_test_on_other_data_names_what_was_trained_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", 0.8)
+    write_run(tmp_path / "b", 0.7, data="glyphs")
+    repeated(tmp_path / "b", "test.data=omniglot", test_data="omniglot", episodes=PROTOCOL["episodes"])
+    out = said(capsys, tmp_path)
+    rows = [line for line in out.splitlines() if line.startswith((" A ", " B "))]
+    assert [" ".join(row.split()[:2]) for row in rows] == ["A maml", "A maml", "B maml"]
+    assert "A: omniglot, 5-way 1-shot, 100 test tasks" in out and "maml trained on glyphs" in rows[1]
+    assert "validation is on that" not in out
+    groups = {group.label: group for group in compare(runs(tmp_path)).groups}
+    (again,) = (group for label, group in groups.items() if "trained on" in label)
+    assert again.runs[0].val is None and groups["maml glyphs"].runs[0].val is not None
+
+
+def test_a_curve_is_titled_by_the_data_it_was_validated_on(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", 0.8)
+    write_run(tmp_path / "b", 0.7, data="glyphs", protocol=PROTOCOL | {"test_data": "omniglot"})  # trained to do so
+    found = {panel.title: [group.label for group in panel.groups] for panel in panels(compare(runs(tmp_path)))}
+    assert found == {
+        "omniglot, 5-way 1-shot": ["maml omniglot"],
+        "glyphs, 5-way 1-shot; tested on omniglot": ["maml trained on glyphs"],
+    }
+    assert "trained on other data than the test's: validation is on that, too" in said(capsys, tmp_path)
+
+
+def test_a_repeated_meta_test_has_no_curve(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_run(tmp_path / "a", 0.8)
+    repeated(tmp_path / "a", "test.shots=5", shots=5)
+    (panel,) = panels(compare(runs(tmp_path)))
+    assert panel.title == "omniglot, 5-way 1-shot" and len(panel.groups) == 1
+    assert "without a curve" not in said(capsys, tmp_path, "--plot", tmp_path / "curves.png")
+    (tmp_path / "a" / "result.json").unlink()
+    with pytest.raises(UserError, match="no curves to draw"):
+        report.main([str(tmp_path), "--plot", str(tmp_path / "curves.png")])
 
 
 def test_what_a_run_says_changes_nothing_is_left_aside(tmp_path: Path) -> None:

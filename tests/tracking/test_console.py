@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from metarun.engine import progress
 from metarun.tracking import console
 from metarun.tracking.console import Console, describe
 
@@ -201,7 +203,7 @@ def test_a_terminal_shows_a_bar_and_keeps_validations(monkeypatch: pytest.Monkey
     os.close(ours)
     assert "step 1/100  validation  accuracy 95.1%" in out
     bar = re.sub(r"\x1b\[[\d;?]*\w", "", out).splitlines()[-1]
-    assert re.search(r"━+ +40/100 +loss 0.500 +accuracy 87.3% +1,234 tasks/s +00:0\d left", bar)
+    assert re.search(r"━+ +40/100 +loss 0.500 +accuracy 87.3% +1,234 tasks/s +0:0\d left", bar)
     assert "\x1b[?25h" in after  # the cursor is back
 
 
@@ -235,6 +237,93 @@ def test_a_step_between_two_draws_does_not_reach_rich(monkeypatch: pytest.Monkey
         shown.step(step)
         now += console.DRAW_EVERY / 100
     assert len(drawn) == pytest.approx(10, abs=1) and drawn[0] == 1
+
+
+def test_a_file_gets_a_line_of_slow_steps_long_before_any_is_logged(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    raw = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", raw)
+    shown = Console(100, Path("run"))
+    for step in range(1, 21):
+        now += 4.0
+        shown.step(step)
+    shown.log(20, VALUES)
+    assert [line.split()[1] for line in raw.getvalue().splitlines()] == ["8/100", "16/100", "20/100"]
+    assert raw.getvalue().splitlines()[1] == "step 16/100  5:36 left"
+
+
+@pytest.mark.parametrize(
+    ("steps", "limit", "told"),
+    [
+        (3000, math.inf, "about 3:19:48 of training at this pace."),
+        (3000, 7200.0, "about 2:00:00 of training at this pace."),
+        (3000, 600.0, ""),
+        (300, math.inf, ""),
+    ],
+)
+def test_a_long_training_is_told_once_with_the_keys_that_shorten_it(
+    monkeypatch: pytest.MonkeyPatch, steps: int, limit: float, told: str
+) -> None:
+    now = 1000.0
+    monkeypatch.setattr(time, "monotonic", lambda: now)
+    raw = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", raw)
+    shown = Console(steps, Path("run"), 0, limit)
+    for step in range(1, 5):
+        shown.step(step)
+        now += 4.0
+    lines = raw.getvalue().splitlines()
+    assert [line.startswith(told) for line in lines] == ([True] if told else [])
+    for key in ("train.steps", "train.tasks", "data.size", "train.max_time"):
+        assert not told or key in lines[0]
+
+
+def test_other_work_is_told_of_beside_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(progress, "QUIET", 0.0)
+    raw = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", raw)
+    shown = Console(100, Path("run"))
+    shown.part("validation", 0, 200)
+    while "validation  0/200 (0%)  0:00 so far" not in raw.getvalue():
+        time.sleep(0.001)
+    shown.part("validation", 120, 200)
+    assert shown.meter and shown.meter.done == 120
+    thread = shown.meter.thread
+    shown.part("validation", 200, 200)
+    assert shown.meter is None and not thread.is_alive()
+    shown.part("meta-test", 0, 600)
+    shown.close()  # an error in the middle of it
+    assert shown.meter is None and len(shown.progress.tasks) == 1
+
+
+def test_accuracies_of_different_tasks_are_told_apart(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    shown = Console(9, tmp_path)
+    shown.ways = {"train": "128-way", "val": "5-way"}
+    shown.log(1, {"train/loss": 4.5, "train/accuracy": 0.016, "val/loss": 1.0, "val/accuracy": 0.625})
+    assert capsys.readouterr().out.splitlines() == [
+        "step 1/9  loss 4.500  128-way accuracy 1.6%",
+        "step 1/9  validation  loss 1.000  5-way accuracy 62.5%",
+    ]
+
+
+def test_the_caption_names_what_was_tested_on_and_what_was_trained_on(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    protocol = {**RESULT["protocol"], "test_data": "omniglot"}
+    Console(1, tmp_path).table({**RESULT, "data": "glyphs", "protocol": protocol})
+    out = capsys.readouterr().out
+    assert "omniglot 5-way 1-shot, 600 test tasks, trained on glyphs, mean ± 95% CI" in out
+
+
+def test_a_repeated_meta_test_names_the_file_that_it_wrote(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "outputs" / "run"
+    Console(1, run).table(RESULT, run / "result-test.data=omniglot.json")
+    out = capsys.readouterr().out
+    assert "result     outputs/run/result-test.data=omniglot.json\n" in out and "tensorboard" not in out
 
 
 def test_words() -> None:

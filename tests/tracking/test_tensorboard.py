@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from tensorboard.backend.event_processing.plugin_event_multiplexer import EventMultiplexer
 from tensorboard.context import RequestContext
 from tensorboard.plugins.base_plugin import TBContext
-from tensorboard.plugins.hparams import api_pb2, backend_context, metadata
+from tensorboard.plugins.hparams import api_pb2, backend_context, list_session_groups, metadata
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from metarun.errors import UserError
 from metarun.tracking.figures import episode_picture
@@ -111,12 +114,25 @@ def test_a_resumed_run_shows_no_step_twice(tmp_path: Path) -> None:
     ]
 
 
-def table_of(outputs: Path) -> api_pb2.Experiment:
-    """The table of runs as TensorBoard's server makes it for its HParams page."""
+def backend_of(outputs: Path) -> backend_context.Context:
+    """What TensorBoard's server knows of these runs for its HParams page."""
     multiplexer = EventMultiplexer().AddRunsFromDirectory(str(outputs))
     multiplexer.Reload()
-    provider = MultiplexerDataProvider(multiplexer, str(outputs))
-    context, request = backend_context.Context(TBContext(data_provider=provider)), RequestContext()
+    return backend_context.Context(TBContext(data_provider=MultiplexerDataProvider(multiplexer, str(outputs))))
+
+
+def trials_of(outputs: Path) -> list[str]:
+    """The names of the rows of that page's table."""
+    asked = api_pb2.ListSessionGroupsRequest(
+        allowed_statuses=api_pb2.Status.values(), slice_size=100, include_metrics=True
+    )
+    handler = list_session_groups.Handler(RequestContext(), backend_of(outputs), "", asked)
+    return [group.name for group in handler.run().session_groups]
+
+
+def table_of(outputs: Path) -> api_pb2.Experiment:
+    """The columns of that page's table."""
+    context, request = backend_of(outputs), RequestContext()
     found = context.hparams_metadata(request, "")
     assert set(found) == {"0_maml", "1_protonet"}  # the runs' own names
     return context.experiment_from_metadata(request, "", True, found, [])
@@ -134,6 +150,49 @@ def test_a_sweep_over_two_algorithms_is_one_table(tmp_path: Path) -> None:
         ("algo.inner_lr", False),
         ("ways", False),
     }
+
+
+def test_what_is_logged_is_there_to_read_at_once(tmp_path: Path) -> None:
+    """A run that is killed now has in TensorBoard all that metrics.jsonl has."""
+    threads = threading.active_count()
+    board = TensorBoard(tmp_path, None)
+    board.log(1, {"val/accuracy": 0.5})
+    assert [(event.step, event.value) for event in read(tmp_path).Scalars("val/accuracy")] == [(1, 0.5)]
+    board.log(2, {"val/accuracy": 0.75})
+    assert [event.step for event in read(tmp_path).Scalars("val/accuracy")] == [1, 2]
+    assert threading.active_count() == threads
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+def test_a_full_disk_is_one_line_at_once(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    board = TensorBoard(tmp_path, None)
+    board.records = RecordWriter(io.FileIO("/dev/full", "wb"))
+    with pytest.raises(UserError, match=r"^cannot write .*: No space left on device\. Free some space"):
+        board.log(1, {"val/accuracy": 0.5})
+    board.close()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_note_stands_at_its_tag(tmp_path: Path) -> None:
+    board = TensorBoard(tmp_path, None)
+    board.notes = {"train/accuracy": "128-way tasks"}
+    for step in (1, 2):
+        board.log(step, {"train/loss": 1.0, "train/accuracy": 0.5})
+    board.close()
+    events = read(tmp_path)
+    assert [event.step for event in events.Scalars("train/accuracy")] == [1, 2]
+    assert events.SummaryMetadata("train/accuracy").summary_description == "128-way tasks"
+
+
+def test_a_trial_of_the_table_is_named_by_what_its_sweep_varies(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First, for the column is narrow; and two sweeps of the same keys are not one trial, whose mean would be shown."""
+    monkeypatch.chdir(tmp_path)
+    places = [f"outputs/sweeps/2026-01-01/{time}_maml" for time in ("10-00-00", "11-00-00")]
+    for place in places:
+        fake_run(Path(place) / "0_optim.lr=0.1", {"algo": "maml"}, accuracy=0.9)
+    assert set(trials_of(tmp_path / "outputs")) == {f"0_optim.lr=0.1 in {place}" for place in places}
 
 
 def test_an_unwritable_run_directory_is_one_line(tmp_path: Path) -> None:

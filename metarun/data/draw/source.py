@@ -53,7 +53,7 @@ class ImageData:
         for key, value in (("ways", ways), ("shots", shots), ("queries", queries)):
             if value < 1:
                 raise UserError(f"{section}.{key}={value} must be at least 1. Raise it.")
-        chosen = self.splits[split]
+        chosen = self._split(split)
         classes, needed = len(chosen.counts), shots + queries
         if ways > classes:
             raise UserError(
@@ -90,8 +90,13 @@ class ImageData:
             content.update(part.cpu().contiguous().numpy().data)
         return f"sha256:{content.hexdigest()}"
 
+    def _split(self, name: str) -> ClassSplit:
+        if name not in self.splits:
+            raise UserError(f"data.splits=[{','.join(self.splits)}] leaves out {name}, which is needed. Add it.")
+        return self.splits[name]
+
     def tasks(self, by: str, shots: int) -> TaskSampler | RowSampler:
-        split = self.splits["train"]
+        split = self._split("train")
         if split.by_episode and by in self.offers:
             raise UserError(
                 f"data.rotations=episode turns the classes of an episode, and algo.trains_on={by} draws none. "

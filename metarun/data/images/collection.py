@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from metarun.data.images.mapped import PIECE, Mapped
+from metarun.engine.progress import watched
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Collection:
     def of(images: Tensor | Mapped, labels: Tensor, names: tuple[str, ...], groups: tuple[str, ...]) -> Collection:
         """A collection with the fingerprint of its content: pixels, labels and class names."""
         content = hashlib.sha256(json.dumps(["torch.uint8", list(images.shape), labels.tolist(), names]).encode())
-        for piece in images.split(PIECE):
+        for piece in watched(images.split(PIECE), images.shape[0], "checking images", len):
             content.update(piece.contiguous().numpy().data)
         return Collection(images, labels, names, groups, f"sha256:{content.hexdigest()}")
 

@@ -19,6 +19,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 from torch import Tensor
 
 from metarun.data.images.mapped import PIECE
+from metarun.engine.progress import watched
 from metarun.errors import UserError, few, one_line, shown
 
 FOREIGN = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "PALM", "PDF", "WMF"}  # PIL has their names alone, or asks a program
@@ -46,8 +47,9 @@ def decode(files: Sequence[File], size: int, colour: bool) -> Iterator[Tensor]:
     What cannot be read is told at the end, all at once.
     """
     unreadable: list[tuple[str, str]] = []
-    for start in range(0, len(files), PIECE):
-        yield _decode_piece(files[start : start + PIECE], size, colour, unreadable)
+    starts = range(0, len(files), PIECE)
+    pieces = (_decode_piece(files[start : start + PIECE], size, colour, unreadable) for start in starts)
+    yield from watched(pieces, len(files), "decoding images", len)
     if len(unreadable) == 1:
         name, reason = unreadable[0]
         raise UserError(f"{name} cannot be read as an image ({reason}). Replace or remove it.")

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from metarun.engine.device import free_memory
+from metarun.engine.progress import watched
 from metarun.errors import UserError
 
 PIECE = 256  # images in memory at a time where all of them pass through it
@@ -55,7 +56,8 @@ class Mapped:
     def whole(self, device: torch.device) -> Tensor:
         """All images, on `device`."""
         out = torch.empty(self.shape, dtype=torch.uint8, device=device)
-        for place, piece in zip(out.split(PIECE), self.split(PIECE), strict=True):
+        pieces = watched(self.split(PIECE), len(out), "reading images", len)
+        for place, piece in zip(out.split(PIECE), pieces, strict=True):
             place.copy_(piece)
         return out
 

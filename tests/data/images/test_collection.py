@@ -277,3 +277,10 @@ def test_a_file_of_gigabytes_is_not_read(tmp_path: Path) -> None:
         file.truncate(2**31)
     with pytest.raises(UserError, match=r"a\.png cannot be read as an image \(2\.1 GB\)"):
         decode([("a.png", tmp_path / "a.png")], 2, colour=False)
+
+
+def test_every_image_that_is_decoded_and_checked_is_told_of(told: list[tuple[str, int, int]]) -> None:
+    files = [(str(n), png(Image.new("L", (4, 4), n))) for n in range(PIECE + 3)]
+    images = torch.cat([*pieces(files, 4, False)])
+    Collection.of(images, torch.zeros(len(images), dtype=torch.int64), ("all",), ("all",))
+    assert told == [("decoding images", PIECE + 3, PIECE + 3), ("checking images", PIECE + 3, PIECE + 3)]

@@ -106,3 +106,9 @@ def test_a_file_cut_short_is_told_and_a_file_replaced_is_none_the_worse(tmp_path
         found.read(torch.tensor([39]))
     with pytest.raises(UserError, match="was cut short"):
         found.whole(CPU)
+
+
+def test_every_image_that_is_read_is_told_of(tmp_path: Path, told: list[tuple[str, int, int]]) -> None:
+    images = noise(mapped.PIECE + 3, 1, 2, 2)
+    assert written(images, tmp_path).whole(CPU).equal(images)
+    assert told == [("reading images", mapped.PIECE + 3, mapped.PIECE + 3)]
