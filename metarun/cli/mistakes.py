@@ -26,6 +26,7 @@ DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, err
 NO_MEMORY = re.compile("not enough memory|(can't|cannot) allocate memory|out of memory|calculation overflowed", re.I)
 COMPOSERS = ("hydra", "omegaconf")
 LONGEST = 300  # letters of what others say
+ENDLESS = re.compile(rf"\S{{{LONGEST},}}")  # a word that nobody reads to its end
 
 
 def tell(error: Exception, prefix: str = "") -> int:
@@ -35,8 +36,12 @@ def tell(error: Exception, prefix: str = "") -> int:
         traceback.print_exception(error)
         print(f"metarun: {prefix}{type(error).__name__}: {error} (a bug: its traceback is above)", file=sys.stderr)
         return BUG
-    print(f"metarun: {prefix}{one_line(line)}", file=sys.stderr)
+    print(f"metarun: {prefix}{ENDLESS.sub(_cut, one_line(line))}", file=sys.stderr)
     return MISTAKE
+
+
+def _cut(endless: re.Match[str]) -> str:
+    return f"{endless[0][:LONGEST]}..."
 
 
 def tell_stopped(stopped: KeyboardInterrupt, sweep: bool) -> int:

@@ -35,8 +35,7 @@ class Room(TorchFunctionMode):
 
     def __torch_function__(self, func: Callable[..., Any], types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        device = torch.device(kwargs.get("device") or "cpu")
-        if func in MAKERS and device.type != "meta":
+        if func in MAKERS and (device := torch.device(kwargs.get("device") or "cpu")).type != "meta":
             size = _bytes(func, args, kwargs)
             self.made += size
             self.check(self.copies * self.made if self.copies else size, device)

@@ -96,6 +96,7 @@ KINDS: dict[str, list[tuple[list[str], list[str]]]] = {
         ([f"resume={LONG}"], ["xxx", "longer path"]),
         ([f"hydra.run.dir={LONG}"], ["xxx", "longer path"]),
         (["data=folder", f"data.root={LONG}"], ["xxx", "longer path"]),
+        ([f"train.max_time={LONG}"], ["train.max_time=xxx", "... is no time"]),
         (["data=omniglot", f"data.root={LONG}"], ["xxx", "longer path"]),
         (["--config-dir", LONG], ["xxx", "longer path"]),
         ([f"{LONG}=1"], ["xxx"]),
