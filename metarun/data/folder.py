@@ -18,6 +18,7 @@ from metarun.data.images.classes import Classes, Tree, hidden
 from metarun.data.images.collection import Recipe
 from metarun.data.images.decode import decode
 from metarun.data.images.mapped import Resident
+from metarun.data.images.root import root_of
 from metarun.errors import UserError, one_line, shown
 from metarun.types import COMPUTE_ONLY, Count, Place, Seed, Side
 
@@ -48,7 +49,7 @@ class Folder:
     resident: Annotated[Resident, COMPUTE_ONLY]
 
     def load(self, device: torch.device) -> ImageData:
-        root = Path(os.path.expanduser(self.root))
+        root = root_of(self.root)
         if not os.path.isdir(root):
             what = "is no folder" if os.path.lexists(root) else "does not exist"
             raise UserError(f"data.root={shown(root)} {what}. Give a folder with one folder of images per class.")
@@ -172,11 +173,12 @@ def _lines(path: Path) -> list[str]:
 def _listing(root: Path, files: Mapping[str, Sequence[Path]]) -> str:
     content = hashlib.sha256()
     for name, paths in files.items():
+        place = paths[0].parent.relative_to(root)  # of all files of the class: to ask each would take seconds
         for path in paths:
             try:
                 status = path.stat()
                 state = f"{status.st_size} {status.st_mtime_ns}"
             except OSError:  # told when it is decoded, with all others
                 state = "unreadable"
-            content.update(f"{name} {path.relative_to(root)} {state}\n".encode("utf-8", "surrogateescape"))
+            content.update(f"{name} {place}/{path.name} {state}\n".encode("utf-8", "surrogateescape"))
     return content.hexdigest()

@@ -25,6 +25,7 @@ from metarun.data.images.cache import alone, cached
 from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.download import download
 from metarun.data.images.mapped import PIECE, Resident
+from metarun.data.images.root import root_of
 from metarun.errors import UserError, one_line, shown
 from metarun.types import COMPUTE_ONLY, Count, Head, Natural, Place, Targets
 
@@ -48,7 +49,7 @@ class MnistTasks:
     resident: Annotated[Resident, COMPUTE_ONLY]
 
     def load(self, device: torch.device) -> TableData:
-        files = find(Path(os.path.expanduser(self.root)))
+        files = find(root_of(self.root))
         key = {"files": [[path.name, path.stat().st_size, path.stat().st_mtime_ns] for path in files]}
         collection = cached("mnist_tasks", key, lambda: _decode(files))
         order = torch.randperm(PARTS["train"], generator=torch.Generator().manual_seed(VAL_SEED))

@@ -21,6 +21,7 @@ from metarun.data.images.collection import Collection, Recipe
 from metarun.data.images.decode import decode
 from metarun.data.images.download import download
 from metarun.data.images.mapped import Resident
+from metarun.data.images.root import root_of
 from metarun.errors import UserError, one_line, shown
 from metarun.types import COMPUTE_ONLY, PLACE, Count, Place, Seed, Side
 
@@ -53,7 +54,7 @@ class Omniglot:
     resident: Annotated[Resident, COMPUTE_ONLY]
 
     def load(self, device: torch.device) -> ImageData:
-        sources = find(Path(os.path.expanduser(self.root)))
+        sources = find(root_of(self.root))
         key = {"size": self.size, "sources": [_listing(source) for source in sources]}
         collection = cached("omniglot", key, lambda: _decode(sources, self.size))
         classes, split = self._split(collection)

@@ -360,6 +360,7 @@ def test_a_root_that_is_no_folder_or_cannot_be_is_refused(folder: Load, tmp_path
     assert "file is no folder. Give" in refused(folder, tmp_path / "file")
     for root in ("x" * 5000, "~nobody-here/photos", "a\0b"):
         assert "does not exist. Give" in refused(folder, Path(root))
+    assert refused(folder, Path("caf\udce9")) == r"data.root=caf\xe9 is no UTF-8. Rename it, or give a link to it."
 
 
 @pytest.mark.parametrize("junk", [False, True])
