@@ -310,11 +310,11 @@ def test_a_folder_that_has_test_classes_alone_can_be_tested_on(
 @pytest.mark.parametrize(
     ("typed", "words"),
     [
-        (["test.root=more"], ["test.root=more", "test.data=folder"]),
+        (["test.root=more"], ["test.root=", "more is about", "test.data=folder"]),
         (["test.keys={size:16}"], ["test.keys={'size': 16}", "test.data=folder"]),
         (["test.data=folder", "test.keys={sise:16}"], ["test.keys.sise", "Did you mean test.keys.size "]),
         (["test.data=folder", "test.keys={size:big}"], ["test.keys.size=big"]),
-        (["test.data=folder", "test.root=nowhere"], ["test.root=nowhere does not exist"]),
+        (["test.data=folder", "test.root=nowhere"], ["test.root=", "nowhere does not exist"]),
         (["test.data=folder", "test.root=photos"], ["test.data=folder", "trains or validates on: 13 of them", "g0/c"]),
         (["test.data=folder", "test.root=photos", "test.keys={split:half}"], ["test.keys.split=half is neither"]),
     ],
