@@ -134,7 +134,7 @@ def tell(tried: Tried, seed: int, aloud: bool) -> None:
     state = "FELL SHORT" if tried.short else "fine"
     tries = [line.partition("&& ")[2] for line in tried.story if line.startswith("cd ")]
     words = tries[0].partition(" metarun ")[2] or tries[0] if tries else ""
-    lines = [f"{tried.kind} {tried.number}: {state}, {tried.seconds:.1f} s  {words[:150]}"]
+    lines = [f"{tried.kind} {tried.number}: {state}, {tried.seconds:.1f} s  {words[-150:]}"]
     if tried.short:
         lines.append(f"  again: python -m benchmarks.faults --kind {tried.kind} --seed {seed} --only {tried.number}")
     if tried.short or aloud:

@@ -30,7 +30,7 @@ class Trouble:
 
     name: str
     how: dict[str, Any]
-    strike: Callable[[], object] = lambda: None
+    strike: Callable[[], object] | None = None
     mend: Callable[[], object] = lambda: None
     gone: bool = False  # nothing is left to go on with
 
@@ -47,13 +47,15 @@ def case(place: Place) -> list[Short]:
     run = (place.folder / "in" / "here" if in_cache else disk) / "run"
     command = [*words(variant), f"hydra.run.dir={run}"]
     with trouble_of(place, disk, disk / "cache" if in_cache else run) as trouble:
-        place.story.append(f"# {trouble.name}")
+        place.story.append(f"# {trouble.name}: {disk}")
         session = command
         if not in_cache and random.random() < 0.4:  # the fault comes to a run that is gone on with
             session = interrupted(place, command, run, seconds, env)
         running = place.start(*session, env=env, **trouble.how)
-        running.wait(random.uniform(0.05, seconds))
-        trouble.strike()
+        if trouble.strike:
+            running.wait(random.uniform(0.05, seconds))
+            place.story.append(f"    {trouble.name} after {running.seconds:.3f} s")
+            trouble.strike()
         ended = running.end()
         trouble.mend()
         short = answered(ended, in_cache)

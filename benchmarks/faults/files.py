@@ -25,9 +25,9 @@ def case(place: Place) -> list[Short]:
     dice = place.random.random()
     if dice < 0.45:
         return hostile_photos(place)
-    if dice < 0.55:
+    if dice < 0.57:
         return archives(place)
-    if dice < 0.6:
+    if dice < 0.61:
         return own_yaml(place)
     return damaged(place)
 

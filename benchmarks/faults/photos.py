@@ -180,7 +180,7 @@ def omniglot(root: Path, random: Random, shared_bomb: Path) -> None:
     """The two archives of Omniglot, damaged in some way."""
     for part in ("images_background", "images_evaluation"):
         file = root / f"{part}.zip"
-        kind = random.choice(("noise", "empty", "cut", "flipped", "few", "escape", "bomb", "folder", "text"))
+        kind = random.choice(("noise", "empty", "cut", "flipped", "few", "escape", "bomb", "bomb", "folder", "text"))
         if kind == "bomb":
             file.symlink_to(shared_bomb / f"{part}.zip")
         elif kind == "folder":

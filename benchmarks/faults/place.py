@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -134,7 +135,11 @@ class Shared:
             folder = self.folder / name
             if not folder.exists():
                 folder.mkdir()
-                make(folder)
+                try:
+                    make(folder)
+                except BaseException:
+                    shutil.rmtree(folder)
+                    raise
             return folder
 
 
@@ -193,8 +198,8 @@ class Place:
         return self.start(*words, **how).end(seconds)
 
     def elsewhere(self, folder: Path) -> Place:
-        """A place for what this case shares with others, told in the same story."""
-        return Place(self.server, folder, self.shared, self.random, self.story)
+        """A place for what this case shares with others, which is no part of its story."""
+        return Place(self.server, folder, self.shared, self.random)
 
 
 FRESH = (sys.executable, "-m", "metarun")  # a new interpreter, for what happens while it starts

@@ -52,7 +52,7 @@ def half_way(place: Place, variant: str, command: list[str], seconds: float, run
             if running.wait(part * seconds) is None:
                 running.signal(signal.SIGINT)
             running.end()
-            if checkpointed(folder / "run"):
+            if checkpointed(folder / "run") and (folder / "run" / "checkpoints" / "best.pt").exists():
                 return
             shutil.rmtree(folder / "run", ignore_errors=True)
         raise RuntimeError("no run could be stopped between its first checkpoint and its end")
