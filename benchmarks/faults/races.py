@@ -105,7 +105,8 @@ def one_cache(place: Place) -> list[Short]:
     folders = [here(place) / f"run{n}" for n in range(jobs)]
     if not short:
         short = [fault for run in folders for fault in same(run, reference)]
-    decoded = sum((run / "run.log").read_text().count("Decoding") for run in folders if (run / "run.log").exists())
+    logs = [run / "run.log" for run in folders]
+    decoded = sum("Decoding" in log.read_text() for log in logs if log.exists())
     if decoded > 1:
         short.append(Short("one job that decodes", f"{decoded} that do"))
     left = [path.name for path in cache.glob(".*") if "lock" not in path.name]
