@@ -1,0 +1,1 @@
+"""The random campaign: what users type and what the world does to a run. `python -m benchmarks.faults --help`."""
