@@ -18,7 +18,7 @@ def identity(job: Job, parts: Parts) -> dict[str, Any]:
     """All that a checkpoint needs to be understood without the folder that it lies in."""
     heads = parts.tested(0).net.heads
     return {
-        "config": job.config,
+        "config": {**job.config, "resume": None},  # the same in every session
         "choices": job.choices,
         "data": _contents(parts.data),
         "test_data": _contents(parts.test_data),

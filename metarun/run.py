@@ -125,7 +125,8 @@ def _trackers(job: Job, state: State) -> Trackers:
         for old in job.folder.glob("events.out.tfevents.*"):  # of a run that was killed before there was a checkpoint
             old.unlink()
     job.remember()
-    return Trackers.of_training(job.train.steps, job.folder, state.step, job.train.max_seconds)
+    validated = state.validated == state.step
+    return Trackers.of_training(job.train.steps, job.folder, state.step, job.train.max_seconds, validated)
 
 
 @contextmanager

@@ -115,7 +115,7 @@ def test_a_meta_test_on_other_data_still_names_what_training_was_on(
     config = {**made.config, "test": {**made.config["test"], "data": "folder"}}
     made = replace(made, config=config, test_data=test_data)
     found = protocol((made, build(made)))
-    assert found["split"].endswith("8/2/2 classes") and found["train.split"].endswith("10/3/3 classes")
+    assert found["split"].endswith("12 classes") and found["train.split"].endswith("10/3/3 classes")
     assert found["rotations"] == found["train.rotations"] == "none"
 
 

@@ -14,10 +14,13 @@ from metarun.tracking import atomic
 class JsonLines:
     """metrics.jsonl: one JSON object per logged step, each on disk as soon as it is logged."""
 
-    def __init__(self, path: Path, resume_step: int | None) -> None:
-        """Start a file, or go on after `resume_step`: later lines and torn ones are dropped."""
+    def __init__(self, path: Path, resume_step: int | None, validated: bool = True) -> None:
+        """Start a file, or go on after `resume_step`: later lines and torn ones are dropped.
+
+        So is a validation at that very step, if it is to be made again.
+        """
         self.path = path
-        kept = b"" if resume_step is None else _lines_until(path, resume_step)
+        kept = b"" if resume_step is None else _lines_until(path, resume_step, validated)
         atomic.replace(path, kept)
         self.file = path.open("ab", buffering=0)  # unbuffered: nothing is left to fail in close()
 
@@ -41,11 +44,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
     atomic.replace(path, _dumps(content, indent=2).encode() + b"\n")
 
 
-def _lines_until(path: Path, step: int) -> bytes:
+def _lines_until(path: Path, step: int, validated: bool) -> bytes:
     """The whole lines of `path` up to and with `step`."""
     if not path.exists():
         return b""
-    return b"".join(line for line in path.read_bytes().splitlines(keepends=True) if _step_of(line) <= step)
+    lines = [(line, _step_of(line)) for line in path.read_bytes().splitlines(keepends=True)]
+    return b"".join(line for line, at in lines if at < step or (at == step and (validated or b'"val/' not in line)))
 
 
 def _step_of(line: bytes) -> float:

@@ -31,10 +31,13 @@ class Trackers:
         return Trackers(Console(steps, folder), None, None)
 
     @staticmethod
-    def of_training(steps: int, folder: Path, step: int, max_seconds: float = math.inf) -> Trackers:
-        """`step` is where a resumed run goes on; what was logged after it is dropped."""
-        lines = JsonLines(folder / "metrics.jsonl", step or None)
-        board = TensorBoard(folder, step + 1 if step else None)
+    def of_training(
+        steps: int, folder: Path, step: int, max_seconds: float = math.inf, validated: bool = True
+    ) -> Trackers:
+        """`step` is where a resumed run goes on, and `validated` whether it had been validated there: what was logged
+        after that is dropped."""
+        lines = JsonLines(folder / "metrics.jsonl", step or None, validated)
+        board = TensorBoard(folder, step + validated if step else None)
         return Trackers(Console(steps, folder, step, max_seconds), lines, board)
 
     @contextmanager

@@ -170,7 +170,11 @@ def test_a_validation_without_a_number_fails(quick: Callable[..., Any], monkeypa
 
     def judged(*args: Any) -> Any:
         found = true(*args)
-        return found._replace(scores={**found.scores, "mse": {"mean": math.nan}}) if len(args) > 4 else found
+        return (
+            found._replace(scores={**found.scores, "mse": {**found.scores["mse"], "mean": math.nan}})
+            if len(args) > 4
+            else found
+        )
 
     monkeypatch.setattr(run_module, "evaluate", judged)
     outcome = quick("hydra.run.dir=run")

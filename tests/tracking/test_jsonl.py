@@ -103,3 +103,13 @@ def test_write_json_leaves_the_old_file_when_it_fails(tmp_path: Path, monkeypatc
         write_json(tmp_path / "result.json", {"status": "new"})
     assert strict((tmp_path / "result.json").read_text()) == {"status": "old"}
     assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_validation_that_is_made_again_is_not_there_twice(tmp_path: Path) -> None:
+    lines = JsonLines(tmp_path / "m.jsonl", None)
+    for step, tag in ((2, "train/loss"), (2, "val/loss"), (4, "train/loss"), (4, "val/loss"), (6, "train/loss")):
+        lines.log(step, {tag: 0.5})
+    lines.close()
+    JsonLines(tmp_path / "m.jsonl", 4, validated=False).log(4, {"val/loss": 0.25})
+    rows = [json.loads(line) for line in (tmp_path / "m.jsonl").read_text().splitlines()]
+    assert [(row["step"], row.get("val/loss")) for row in rows] == [(2, None), (2, 0.5), (4, None), (4, 0.25)]
