@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from metarun.build import Parts
-from metarun.errors import UserError
+from metarun.errors import UserError, one_line
 from metarun.settings import Job
 from metarun.types import Data
 
@@ -34,11 +35,22 @@ def _contents(data: Data) -> dict[str, Any]:
     }
 
 
-def hold_choices(job: Job, saved: Mapping[str, Any] | None) -> None:
+@contextmanager
+def _readable() -> Iterator[None]:
+    try:
+        yield
+    except (LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"the checkpoint to resume does not tell what its run is ({one_line(error)}). Start the run anew."
+        ) from error
+
+
+@_readable()
+def hold_choices(job: Job, saved: Any) -> None:
     """Refuses to go on with a run by another algorithm or network than it was begun with."""
     then = saved["choices"] if saved else job.choices  # an older version did not remember
     for group in KEPT:
-        now, before = job.choices.get(group), then.get(group)
+        now, before = job.choices[group], then[group]
         if now != before:
             raise UserError(
                 f"{group}={now}: the run in {job.folder} was begun with {group}={before}. "
@@ -46,11 +58,15 @@ def hold_choices(job: Job, saved: Mapping[str, Any] | None) -> None:
             )
 
 
-def hold_data(job: Job, parts: Parts, saved: Mapping[str, Any] | None) -> None:
+@_readable()
+def hold_data(job: Job, parts: Parts, saved: Any) -> None:
     """Refuses to go on with a run, or to repeat its meta-test, on other data than it was begun with."""
-    if saved and not job.only_tests:
+    if not saved:
+        return
+    if not job.only_tests:
         _hold_data(job, "data", saved, _contents(parts.data))
-    if saved and job.test.data == saved["config"]["test"]["data"]:  # else it is tested on something else on purpose
+    own = saved["config"]["test"]
+    if (job.test.data, job.test.keys) == (own["data"], own.get("keys")):  # else it is tested on others on purpose
         _hold_data(job, "test_data", saved, _contents(parts.test_data))
 
 

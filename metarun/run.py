@@ -209,7 +209,7 @@ def first_params(job: Job, parts: Parts) -> Params:
 def _rehearse(parts: Parts, state: State) -> None:
     """One task is adapted to and predicted before hours of training: what cannot be tested is told now."""
     exam = replace(parts.test.first(), steps=min(1, parts.test.steps), marks=[1])
-    evaluate(parts.tested(state.step), state.params, exam, Parallel("loop", 1))
+    evaluate(parts.tested(state.step), state.params, exam, Parallel("loop", 1), say=log.info)
 
 
 def _train(job: Job, parts: Parts, state: State, trackers: Trackers, signals: Signals, record: dict[str, Any]) -> None:

@@ -64,14 +64,15 @@ def test_a_test_on_another_split_of_the_same_images_may_hold_no_class_that_was_t
     split_seed: int, job: Callable[..., Job], write_images: Callable[..., Path], tmp_path: Path
 ) -> None:
     made = job("data=folder", f"data.root={write_images(tmp_path / 'images')}", "data.size=8", "data.ways=2", *EQUAL)
-    config = {**made.config, "test": {**made.config["test"], "data": "folder"}}
-    made = replace(made, config=config, test_data={**made.config["data"], "split_seed": split_seed})
+    keys = {"splits": ["train", "val", "test"], "split_seed": split_seed}
+    config = {**made.config, "test": {**made.config["test"], "data": "folder", "keys": keys}}
+    alone, made = made, replace(made, config=config, test_data=made.config["data"])
     if split_seed == 0:  # the same split
-        assert build(made).test.fingerprint == build(replace(made, test_data=None)).test.fingerprint
+        assert build(made).test.fingerprint == build(alone).test.fingerprint
         return
     with pytest.raises(UserError) as error:
         build(made)
     assert str(error.value).endswith(
         "of its 3 test classes are training or validation classes of data=folder, whose images are the same. "
-        "Split both alike, or leave test.data out."
+        "Split both alike, name another test.root, or leave test.data out."
     )

@@ -213,7 +213,7 @@ def test_a_value_that_a_nested_target_refuses_is_told_with_its_path() -> None:
 
 
 def test_keys_marked_compute_only_are_found_at_any_depth() -> None:
-    assert marked(COMPUTE_ONLY, WHOLE, "whole", Whole) == [
+    assert list(marked(COMPUTE_ONLY, WHOLE, "whole", Whole)) == [
         "whole.rule.fast",
         "whole.rules.0.fast",
         "whole.extra.deep.0.fast",

@@ -130,8 +130,8 @@ def test_the_checkpoint_that_validation_chose_is_tested(
     scores = iter([0.9, 0.1])
     true = run_module.evaluate
 
-    def watched(algo: Any, params: Any, exam: Any, *args: Any) -> Verdict:
-        found = true(algo, params, exam, *args)
+    def watched(algo: Any, params: Any, exam: Any, *args: Any, **more: Any) -> Verdict:
+        found = true(algo, params, exam, *args, **more)
         if len(next(iter(exam.draw.values()))) == 4:  # validation
             return found._replace(scores={**found.scores, "accuracy": {"mean": next(scores)}})
         tested.append({name: p.clone() for name, p in params.items()})
@@ -174,7 +174,7 @@ def test_a_run_that_could_not_begin_leaves_nothing(job: Callable[..., Job]) -> N
 
 def test_a_bug_leaves_its_traceback(job: Callable[..., Job], monkeypatch: pytest.MonkeyPatch) -> None:
     made = job("data=sinusoid", *SMALL)
-    monkeypatch.setattr(run_module, "evaluate", lambda *_: 1 / 0)
+    monkeypatch.setattr(run_module, "evaluate", lambda *_, **more: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(made)
     assert "ZeroDivisionError" in result_of(made.folder)["error"]
@@ -188,10 +188,10 @@ def test_an_interrupted_run_is_recorded_and_resumes(
     whole = run(job(*overrides, name="whole"))
     made, true = job(*overrides), run_module.evaluate
 
-    def interrupted(*args: Any) -> Any:
+    def interrupted(*args: Any, **more: Any) -> Any:
         if len(args) > 4:  # while it validates
             os.kill(os.getpid(), number)
-        return true(*args)
+        return true(*args, **more)
 
     monkeypatch.setattr(run_module, "evaluate", interrupted)
     with pytest.raises(Stopped) as stopped:
@@ -248,8 +248,8 @@ def test_a_cache_cut_short_while_training_is_told_in_one_line(
 ) -> None:
     true = run_module.evaluate
 
-    def cutting(*args: Any) -> dict[str, Any]:
-        found = true(*args)
+    def cutting(*args: Any, **more: Any) -> dict[str, Any]:
+        found = true(*args, **more)
         (file,) = own_cache.glob("folder-*/images.npy")
         os.truncate(file, 5000)
         return found

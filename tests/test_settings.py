@@ -138,9 +138,9 @@ def test_what_only_says_how_a_run_is_computed_is_marked(defaults: dict[str, Any]
         *("name", "resume", "parallel", "chunk", "compile"),
         *("algo.remat", "data.root", "data.resident"),
     }
-    assert marked(COMPUTE_ONLY, defaults["train"], "train", settings.Train) == ["train.log_every"]
-    assert marked(COMPUTE_ONLY, defaults["val"], "val", settings.Val) == []
-    assert marked(COMPUTE_ONLY, defaults["test"], "test", settings.Test) == ["test.root", "test.only"]
+    assert list(marked(COMPUTE_ONLY, defaults["train"], "train", settings.Train)) == ["train.log_every"]
+    assert list(marked(COMPUTE_ONLY, defaults["val"], "val", settings.Val)) == []
+    assert list(marked(COMPUTE_ONLY, defaults["test"], "test", settings.Test)) == ["test.root", "test.only"]
     assert set(marked(COMPUTE_ONLY, defaults["device"], "device", pick)) == {
         f"device.{key}" for key in defaults["device"]
     }

@@ -19,6 +19,7 @@ OWN = {  # what each group may name without being asked; of ours, what lies dire
     "backbone": ("metarun.backbones",),
     "optim": ("metarun.optim", "torch.optim"),
     "schedule": ("metarun.optim",),
+    "test": ("metarun.data",),  # test.keys
 }
 
 
@@ -27,7 +28,7 @@ def check_targets(config: Mapping[str, Any], typed: Iterable[Override], places: 
     or the user typed it now."""
     asked = {o.key_or_group for o in typed}
     for group, folders in OWN.items():
-        if group in asked:  # a choice of conf/, made now
+        if group in asked:  # a choice made now
             continue
         for path, name in _targets(config.get(group), group):
             if path not in asked and not _is_own(name, folders) and not _lies_in(name, places):

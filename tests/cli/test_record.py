@@ -148,6 +148,9 @@ def test_the_best_checkpoint_goes_on_in_place_of_the_last(
         {"best": {}},
         {"optimizer": {"state": {0: 1}, "param_groups": [{}]}},
         {"params": {"trunk": 3}},
+        {"run": {"choices": 5}},
+        {"run": {"choices": {}, "config": []}},
+        {"run": "mine"},
     ],
     ids=str,
 )
@@ -168,8 +171,8 @@ def test_missing_and_foreign_entries_are_told_in_one_line(
 def test_a_validation_without_a_number_fails(quick: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
     true = run_module.evaluate
 
-    def judged(*args: Any) -> Any:
-        found = true(*args)
+    def judged(*args: Any, **more: Any) -> Any:
+        found = true(*args, **more)
         return (
             found._replace(scores={**found.scores, "mse": {**found.scores["mse"], "mean": math.nan}})
             if len(args) > 4

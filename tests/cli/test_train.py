@@ -315,7 +315,10 @@ def test_a_folder_that_has_test_classes_alone_can_be_tested_on(
         (["test.data=folder", "test.keys={sise:16}"], ["test.keys.sise", "Did you mean test.keys.size "]),
         (["test.data=folder", "test.keys={size:big}"], ["test.keys.size=big"]),
         (["test.data=folder", "test.root=nowhere"], ["test.root=", "nowhere does not exist"]),
-        (["test.data=folder", "test.root=photos"], ["test.data=folder", "trains or validates on: 13 of them", "g0/c"]),
+        (
+            ["test.data=folder", "test.root=photos"],
+            ["test.data=folder", "13 of its 16 test classes", "another test.root"],
+        ),
         (["test.data=folder", "test.root=photos", "test.keys={split:half}"], ["test.keys.split=half is neither"]),
     ],
 )

@@ -29,7 +29,8 @@ def test_code_that_is_neither_metaruns_nor_found_here_is_refused(
     (tmp_path / "mine.py").write_text("import os")
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)])
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    for config in ({"algo": {"_target_": name}}, {"algo": {"phases": {5: {"deep": [{"_target_": name}]}}}}):
+    nested = {"algo": {"phases": {5: {"deep": [{"_target_": name}]}}}}
+    for config in ({"algo": {"_target_": name}}, nested, {"test": {"keys": {"_target_": name}}}):
         with pytest.raises(UserError, match=f"_target_={name}"):
             check_targets(config, [], [str(tmp_path)])
 

@@ -95,9 +95,9 @@ KINDS: dict[str, list[tuple[list[str], list[str]]]] = {
     "long paths": [
         ([f"resume={LONG}"], ["xxx", "longer path"]),
         ([f"hydra.run.dir={LONG}"], ["xxx", "longer path"]),
-        (["data=folder", f"data.root={LONG}"], ["xxx", "longer path"]),
+        (["data=folder", f"data.root={LONG}"], ["xxx", "does not exist"]),
         ([f"train.max_time={LONG}"], ["train.max_time=xxx", "... is no time"]),
-        (["data=omniglot", f"data.root={LONG}"], ["xxx", "longer path"]),
+        (["data=omniglot", f"data.root={LONG}"], ["xxx", "has no Omniglot"]),
         (["--config-dir", LONG], ["xxx", "longer path"]),
         ([f"{LONG}=1"], ["xxx"]),
     ],

@@ -155,13 +155,6 @@ def test_class_folders_are_tested_on_alone_without_being_dealt(folder: Load, tmp
     assert names(data, "test") == {"a", "b", "c"} and data.protocol["split"] == "all: 3 classes"
 
 
-def test_classes_that_another_split_of_the_same_images_trains_on_are_found(folder: Load, tmp_path: Path) -> None:
-    root = animals(tmp_path, *(f"c{n}" for n in range(20)))
-    data, other = folder(root), folder(root, splits=["test"])
-    assert set(other.trained_in(data)) == names(data, "train") | names(data, "val")
-    assert data.trained_in(data) == [] and folder(root, size=5, splits=["test"]).trained_in(data) == []
-
-
 def test_a_class_may_be_called_train(folder: Load, tmp_path: Path) -> None:
     data = folder(animals(tmp_path, "airplane", "bus", "car", "ship", "train", "truck"))
     assert sizes(data) == [2, 2, 2]
