@@ -75,7 +75,7 @@ def run(job: Job) -> dict[str, Any]:
     keep_freed_memory()
     record = result.blank(job)
     with _alone(job), _recorded(job, record):
-        saved = _load(job, "last.pt") if job.resumes else None
+        saved = _load(job, _newest(job.folder) or "last.pt") if job.resumes else None
         if saved and not job.only_tests:
             hold_choices(job, saved.get("run"))
         with team.in_turn():
@@ -163,7 +163,12 @@ def _recorded(job: Job, record: dict[str, Any]) -> Iterator[None]:
 
 def _saved(folder: Path) -> Path | None:
     """The folder, if a run can go on there."""
-    return folder if (folder / "checkpoints" / "last.pt").exists() else None
+    return folder if _newest(folder) else None
+
+
+def _newest(folder: Path) -> str | None:
+    """The checkpoint to go on from: a full disk may have room for the best one alone, which is written first."""
+    return next((name for name in ("last.pt", "best.pt") if (folder / "checkpoints" / name).exists()), None)
 
 
 def _begin(job: Job, parts: Parts, trackers: Trackers, record: dict[str, Any]) -> None:

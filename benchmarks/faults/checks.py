@@ -20,6 +20,7 @@ NOT_FOR_PEOPLE = re.compile(
 PREFIX = "metarun: "
 STATES = ("completed", "interrupted", "failed")
 KINDS = ("val", "train")  # of rows in metrics.jsonl
+PASSED_OVER = "Files skipped"
 
 
 class Short(NamedTuple):
@@ -42,11 +43,11 @@ def spoken(ended: Ended) -> list[Short]:
 
 
 def refused(ended: Ended) -> list[Short]:
-    """Exit code 2, and one line."""
+    """Exit code 2, and one line; what was passed over in a folder of images may be told before it."""
     found = spoken(ended)
     if ended.code != 2 and not ended.stopped:
         found.append(Short("exit code 2", f"exit code {ended.code}"))
-    elif len(ended.lines) != 1 and not found:
+    elif len([line for line in ended.lines if PASSED_OVER not in line]) != 1 and not found:
         found.append(Short("one line on standard error", f"{len(ended.lines)}: {ended.err[:300]!r}"))
     return found
 

@@ -85,7 +85,7 @@ def found(place: Place) -> list[Path]:
 
 
 def checkpointed(run: Path) -> bool:
-    return (run / "checkpoints" / "last.pt").exists()
+    return any((run / "checkpoints" / name).exists() for name in ("last.pt", "best.pt"))
 
 
 def newest(place: Place) -> Path:

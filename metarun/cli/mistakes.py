@@ -22,7 +22,10 @@ from metarun.engine.ranks import Lost, local_rank
 from metarun.errors import UserError, one_line
 
 MISTAKE, BUG = 2, 1  # exit codes
-DISK = {errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT, errno.EEXIST}
+DISK = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.ENOTDIR, errno.EDQUOT, errno.EEXIST),
+    *(errno.EIO, errno.ENXIO, errno.ENODEV, errno.ESTALE),
+}
 NO_MEMORY = re.compile("not enough memory|(can't|cannot) allocate memory|out of memory|calculation overflowed", re.I)
 COMPOSERS = ("hydra", "omegaconf")
 LONGEST = 300  # letters of what others say

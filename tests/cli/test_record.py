@@ -139,6 +139,14 @@ def test_the_best_checkpoint_goes_on_in_place_of_the_last(
     assert all(p.equal(again[name]) for name, p in end.items())
 
 
+def test_a_run_whose_disk_had_room_for_the_best_checkpoint_alone_goes_on_from_it(
+    quick: Callable[..., Any], metarun: Callable[..., Any]
+) -> None:
+    quick("hydra.run.dir=run")
+    Path("run/checkpoints/last.pt").unlink()
+    assert metarun("resume=run", "train.steps=3").code == 0 and status() == "completed"
+
+
 @pytest.mark.parametrize(
     "change",
     [
