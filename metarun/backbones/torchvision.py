@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any
@@ -94,10 +95,10 @@ def _headless(tv: ModuleType, name: str, weights: str | None) -> tuple[nn.Module
 
 def _load(model: nn.Module, head: str, file: str, choices: list[str]) -> None:
     """Fills the model from a state dict, whose output layer may have any width."""
-    if not Path(file).expanduser().is_file():
+    if not Path(os.path.expanduser(file)).is_file():
         raise UserError(f"backbone.weights={file} is neither a file nor one of null, {', '.join(choices)}.")
     try:
-        state = torch.load(Path(file).expanduser(), map_location="cpu", weights_only=True)
+        state = torch.load(Path(os.path.expanduser(file)), map_location="cpu", weights_only=True)
         model.load_state_dict({key: v for key, v in state.items() if not key.startswith(f"{head}.")})
     except Exception as error:  # torch.load names no class: a foreign file can fail anywhere in it
         raise UserError(

@@ -26,7 +26,7 @@ AGAIN = " Start it anew."
 SIGN = "# sha256 of what follows: "
 OWN_SOURCES = ("hydra", "main", "schema")  # of YAML: Hydra's and metarun's
 WITH_VALUE = {"--cfg": "-c", "--config-path": "-cp", "--config-name": "-cn", "--config-dir": "-cd"}
-COMMANDS = {"--run": "-r", "--multirun": "-m", "--shell-completion": "-sc", "--info": "-i"}  # and --cfg: one at a time
+COMMANDS = {"--run": "-r", "--multirun": "-m", "--shell-completion": "-sc"}  # and --cfg: one at a time
 BARE = {**COMMANDS, "--resolve": "", "--hydra-help": ""}
 LONG = {short: long for long, short in {**WITH_VALUE, **BARE}.items() if short}
 SHOWN = ("job", "hydra", "all")  # by --cfg
@@ -49,7 +49,7 @@ def for_hydra(arguments: list[str], conf: Path) -> list[str]:
     if resumed is not None:
         if sweep:
             raise UserError(f"resume={shown(resumed)} goes on with one run and cannot be swept. Leave out -m.")
-        folder = Path(str(resumed)).expanduser()
+        folder = Path(os.path.expanduser(str(resumed)))
         words = _resuming(overrides, folder)
         _check_conf(folder, flags)
         return [*_with_own_conf(flags, conf), *words]

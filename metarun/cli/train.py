@@ -131,7 +131,7 @@ def _anchored(config: dict[str, Any], test_data: dict[str, Any] | None) -> dict[
 
 
 def _absolute(path: str) -> str:
-    return str(Path(path).expanduser().absolute())
+    return str(Path(os.path.expanduser(path)).absolute())
 
 
 def _remember(config: DictConfig, typed: list[str], places: dict[str, str], folder: Path) -> None:

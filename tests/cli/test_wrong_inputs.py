@@ -102,6 +102,8 @@ KINDS: dict[str, list[tuple[list[str], list[str]]]] = {
         ([f"{LONG}=1"], ["xxx"]),
     ],
     "flags": [
+        (["--info"], ["--info is no flag"]),
+        (["resume=~nobody-such"], ["~nobody-such is no run"]),
         (["-sc"], ["-sc", "install=bash"]),
         (["-sc", "install=tcsh"], ["install=bash"]),
         (["--resolve"], ["--resolve", "--cfg job"]),
