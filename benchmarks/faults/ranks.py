@@ -107,7 +107,7 @@ def lost(place: Place, size: int, command: list[str]) -> list[Short]:
         if one.code == -signal.SIGKILL and not one.stopped:
             continue
         short += spoken(one)
-        if one.code not in (0, 2, 143) and not short:
+        if one.code not in (0, 2, 143, -signal.SIGTERM) and not short:  # the last after metarun's own end
             short.append(Short("exit code 0, 2 or 143", f"{one.code} of rank {number}"))
         if not together and one.code == 2:
             short += refused(one) if one.lines else []
