@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from metarun.build import Parts
-from metarun.errors import UserError, one_line
+from metarun.errors import UserError, few, one_line
 from metarun.settings import Job
 from metarun.types import Data
 
@@ -93,9 +93,5 @@ def _difference(then: Mapping[str, Sequence[str]], now: Mapping[str, Sequence[st
             f"{name} from {was[name]} to {are[name]}" for name in was if name in are and was[name] != are[name]
         ],
     }
-    told = [f"{len(names)} {what} ({_few(names)})" for what, names in words.items() if names]
+    told = [f"{len(names)} {what} ({few(names, SHOWN)})" for what, names in words.items() if names]
     return ", ".join(told) or "their content has changed"
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join([*names[:SHOWN], *(["..."] if len(names) > SHOWN else [])])

@@ -32,6 +32,7 @@ from metarun.errors import UserError
 from metarun.evaluate import AT_ONCE, Verdict, evaluate, worth
 from metarun.identity import hold_choices, hold_data, identity
 from metarun.loop import Loop, Plan, Stopped, Tracker
+from metarun.metrics import scores
 from metarun.settings import Job
 from metarun.state import ENTRIES, State, load_params
 from metarun.tracking import checkpoint
@@ -301,11 +302,8 @@ def _meta_test(job: Job, parts: Parts, state: State, trackers: Trackers) -> Verd
 
 def _check_score(job: Job, parts: Parts, record: dict[str, Any]) -> None:
     """A meta-test without a number is no success."""
-    scores = record["test"]
     name = parts.test_data.metric
-    head, _, kind = name.rpartition("/")
-    score = (scores["heads"][head] if head else scores)[kind]["mean"]
-    if not math.isfinite(score):
+    if not math.isfinite(scores(record["test"])[name].mean):
         raise UserError(
             f"the meta-test's {name} is no number: adaptation diverged on every task. "
             "Lower algo.inner_lr or test.adapt_steps."
