@@ -19,7 +19,7 @@ from metarun.engine.choice import within_memory
 from metarun.engine.mapping import Parallel
 from metarun.maths.losses import by_head, flat
 from metarun.metrics import metric
-from metarun.types import Algorithm, Draw, Episode, Heads, Metrics, Outputs, Params, Sampler, Targets
+from metarun.types import Algorithm, Draw, Episode, Heads, Metrics, Outputs, Params, Sampler, Targets, told
 
 log = logging.getLogger("metarun")
 
@@ -105,8 +105,8 @@ def evaluate(
 
     def scores(params: Params, task: Episode) -> list[Metrics]:
         trajectory = marked(algo.adapt(params, task.support, exam.steps), exam.marks)
-        judged[:], outputs = zip(*predicted(algo, trajectory, task.query.x), strict=True)
-        return [_judged(exam.sampler.heads, out, task.query.y) for out in outputs]
+        judged[:], outputs, own = zip(*predicted(algo, trajectory, task.query.x), strict=True)
+        return [_judged(exam.sampler.heads, out, task.query.y, of) for out, of in zip(outputs, own, strict=True)]
 
     team, total = parallel.team, len(next(iter(exam.draw.values())))
     parts = []
@@ -127,7 +127,17 @@ def evaluate(
     return team.broadcast(lambda: Verdict(rows[-1], by_step, total, diverged))
 
 
-def _judged(heads: Heads, outputs: Outputs, y: Targets) -> Metrics:
+def transductive(algo: Algorithm, params: Params, exam: Exam) -> bool:
+    """Whether what is predicted of a query depends on the queries beside it: tried on the first task."""
+    support, query = tree_map(lambda t: t[0], exam.sampler.gather(exam.first().draw))
+    with torch.no_grad():
+        *_, fast = algo.adapt(params, support, 1)
+        among_others, among_copies = (algo.predict(fast, x) for x in (query.x, query.x[:1].expand_as(query.x)))
+    pairs = [(out[0], among_copies[head][0]) for head, out in among_others.items()]
+    return not all(torch.allclose(one, other, rtol=1e-3, atol=1e-3, equal_nan=True) for one, other in pairs)
+
+
+def _judged(heads: Heads, outputs: Outputs, y: Targets, own: Metrics) -> Metrics:
     """The metrics of one task, and whether its adaptation diverged, so that outputs or losses are no numbers.
 
     Then it is wrong for every query of every head, and has no loss. Nothing here waits for the device.
@@ -135,7 +145,7 @@ def _judged(heads: Heads, outputs: Outputs, y: Targets) -> Metrics:
     score = by_head(heads, outputs, y)
     held = torch.stack([part.isfinite().all() for part in (*outputs.values(), *score.losses.values())]).all()
     found = {n: torch.where(held, m, math.nan if metric(n).is_loss else 0.0) for n, m in flat(score).items()}
-    return {**found, DIVERGED: (~held).to(torch.float32)}
+    return {**found, **own, DIVERGED: (~held).to(torch.float32)}
 
 
 def marked(trajectory: Iterable[Params], marks: Collection[int]) -> Iterator[tuple[int, Params]]:
@@ -150,9 +160,11 @@ def marked(trajectory: Iterable[Params], marks: Collection[int]) -> Iterator[tup
         yield pending
 
 
-def predicted(algo: Algorithm, trajectory: Iterable[tuple[int, Params]], x: Tensor) -> Iterator[tuple[int, Outputs]]:
-    """The outputs of each φ for one task's inputs. Those that share most of their entries (a frozen trunk, say) are
-    mapped over the rest: what they share then sees the inputs once."""
+def predicted(
+    algo: Algorithm, trajectory: Iterable[tuple[int, Params]], x: Tensor
+) -> Iterator[tuple[int, Outputs, Metrics]]:
+    """The step of each φ, its outputs for one task's inputs, and what it tells itself. Those that share most of their
+    entries (a frozen trunk, say) are mapped over the rest: what they share then sees the inputs once."""
     group: list[tuple[int, Params]] = []
     for step, fast in trajectory:
         if group and not _mostly_shared(group[0][1], fast):
@@ -168,18 +180,18 @@ def _mostly_shared(one: Params, other: Params) -> bool:
     return 10 * moved < sum(p.numel() for p in other.values())
 
 
-def _together(algo: Algorithm, group: list[tuple[int, Params]], x: Tensor) -> Iterator[tuple[int, Outputs]]:
+def _together(algo: Algorithm, group: list[tuple[int, Params]], x: Tensor) -> Iterator[tuple[int, Outputs, Metrics]]:
     steps, fasts = zip(*group, strict=True)
     if len(fasts) == 1:
-        yield steps[0], algo.predict(fasts[0], x)
+        yield steps[0], algo.predict(fasts[0], x), told(fasts[0])
         return
     first = fasts[0]
     moving = {name for name in first if any(fast[name] is not first[name] for fast in fasts)}
     params = {name: torch.stack([f[name] for f in fasts]) if name in moving else p for name, p in first.items()}
     dims = {name: 0 if name in moving else None for name in first}
     outputs = torch.vmap(algo.predict, in_dims=(dims, None))(params, x)
-    for i, step in enumerate(steps):
-        yield step, {head: output[i] for head, output in outputs.items()}
+    for i, (step, fast) in enumerate(group):
+        yield step, {head: output[i] for head, output in outputs.items()}, told(fast)
 
 
 def worth(name: str, tasks: int, scores: Mapping[str, Summary]) -> float:

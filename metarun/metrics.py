@@ -23,6 +23,7 @@ TABLE = {
     "mse": Metric(sign=-1, percent=False, words="mean squared error", is_loss=True),
     "loss": Metric(sign=-1, percent=False, words="loss", is_loss=True),
 }
+OF_THE_RUN = ("lr", "tasks_per_s", "memory_mb")  # logged beside metrics, and not of predictions
 
 
 @dataclass(frozen=True)
@@ -35,14 +36,20 @@ class Score:
 
 
 def metric(name: str) -> Metric:
-    """The metric that the last part of a name tells."""
-    return TABLE[name.rpartition("/")[2]]
+    """The metric that the last part of a name tells; what an algorithm measures of its own is a plain number."""
+    last = name.rpartition("/")[2]
+    return TABLE.get(last) or Metric(sign=1, percent=False, words=last, is_loss=False)
 
 
 def scores(judged: dict[str, Any]) -> dict[str, Score]:
     """`test`, `val` or a row of `by_step` of a result, flat: first the overall metrics, then `head/metric` of each."""
     groups = {"": judged} | {f"{head}/": own for head, own in (judged.get("heads") or {}).items()}
-    return {f"{head}{name}": _score(own[name]) for head, own in groups.items() for name in own if name in TABLE}
+    return {
+        f"{head}{name}": _score(found)
+        for head, own in groups.items()
+        for name, found in own.items()
+        if isinstance(found, dict) and (head, name) != ("", "heads")
+    }
 
 
 def by_step(test: dict[str, Any]) -> dict[int, dict[str, Score]]:
@@ -57,7 +64,7 @@ def telling(names: Iterable[str]) -> list[str]:
     An overall loss repeats a squared error that stands alone beside it, and an overall metric that only one head has
     repeats that head's. The loss of a head that has another metric is left out too.
     """
-    known = [name for name in names if name.rpartition("/")[2] in TABLE]
+    known = [name for name in names if name not in OF_THE_RUN]
 
     def repeats(name: str) -> bool:
         head, _, last = name.rpartition("/")

@@ -16,15 +16,15 @@ import metarun
 from metarun.build import Parts, drawn_by
 from metarun.construct import COMPUTE_ONLY, PROTOCOL, marked, target_of
 from metarun.engine.device import peak_memory_mb, pick
-from metarun.evaluate import Summary, Verdict
+from metarun.evaluate import Summary, Verdict, transductive
 from metarun.settings import Job, Root, Test, Train, Val
 from metarun.state import State
 from metarun.tracking.console import from_here
 from metarun.types import Heads, Params, learned
 
 NORM = {
-    "batch": "batch statistics of the query set (transductive)",
-    "support": "batch statistics of the support set (inductive)",
+    "batch": "batch statistics of the query set",
+    "support": "batch statistics of the support set",
 }
 CI95 = (
     "1.96 std / sqrt(tasks), over the drawing of tasks; where they are drawn with replacement from a finite set of "
@@ -64,6 +64,7 @@ def facts(job: Job, parts: Parts, params: Params) -> dict[str, Any]:
         "shots": job.test.shots,
         "queries": job.test.queries,
         "norm": NORM[job.root.norm_stats] if parts.tested(0).net.batch_norm else "no batch statistics",
+        "transductive": transductive(parts.tested(0), params, parts.test),
         "input": "x".join(map(str, parts.test_data.shape)),
         **parts.test_data.protocol,
         "adapt_steps": job.test.adapt_steps,

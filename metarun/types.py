@@ -8,6 +8,8 @@ Letters for shapes: T tasks, N ways, K shots, Q queries per class, B rows, D fea
     memory.       kept: `meta_grad` returns its next value; where it returns none, the value stays
     now.          told: the loop writes it before each step, the same on all ranks, from `now.step` (the number of the
                   step) and `now.lots` (uniform numbers in [0, 1), as many as the entry has)
+
+An adapted φ may hold one kind more: `metric.` entries, each a number about the task that is reported beside accuracy.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ Targets = dict[str, Tensor]
 Outputs = dict[str, Tensor]
 Metrics = dict[str, Tensor]
 
-MEMORY, NOW = "memory.", "now."
+MEMORY, NOW, METRIC = "memory.", "now.", "metric."
 STEP, LOTS = "now.step", "now.lots"
 
 
@@ -41,6 +43,11 @@ def learned(params: Params) -> Params:
 def memory(params: Params) -> Params:
     """The entries whose next value `meta_grad` returns."""
     return {name: p for name, p in params.items() if name.startswith(MEMORY)}
+
+
+def told(fast: Params) -> Metrics:
+    """What φ tells about its task, by the names under which it is reported."""
+    return {name.removeprefix(METRIC): p.detach() for name, p in fast.items() if name.startswith(METRIC)}
 
 
 @dataclass(frozen=True)

@@ -149,6 +149,34 @@ def test_only_the_marked_steps_are_judged_and_the_last_of_an_adaptation_that_end
             assert one == pytest.approx(whole.by_step[step][name], abs=1e-12)
 
 
+@dataclass(frozen=True)
+class Telling:
+    """Tells of each φ how bright the support set was, and of which step it is; it has the trunk and head of `inner`."""
+
+    inner: Any
+
+    def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
+        for step, fast in enumerate(self.inner.adapt(params, support, steps)):
+            yield {**fast, "metric.brightness": support.x.mean() + step}
+
+    def predict(self, fast: Params, x: Tensor) -> Outputs:
+        return self.inner.predict(fast, x)
+
+
+@pytest.mark.parametrize("name", ["maml", "transfer"])  # whose φ are predicted with one by one, and together
+@pytest.mark.parametrize("parallel", [LOOP, Parallel("vmap", 3)], ids=str)
+def test_what_phi_tells_of_its_task_stands_beside_the_accuracy(
+    name: str, parallel: Parallel, case: Callable[..., Any]
+) -> None:
+    found = case(name)
+    asked = exam(found)
+    verdict = evaluate(Telling(found.tested), found.params, asked, parallel)
+    brightness = asked.sampler.gather(asked.draw).support.x.mean((1, 2, 3, 4))
+    for step, scores in verdict.by_step.items():
+        assert scores["brightness"] == pytest.approx(summary(brightness + step))
+    assert verdict.scores["brightness"] == verdict.by_step[3]["brightness"]
+
+
 def test_without_adaptation_there_is_one_row(algo_name: str, case: Callable[..., Any]) -> None:
     found = case(algo_name)
     assert list(evaluate(found.tested, found.params, exam(found, 0), LOOP).by_step) == [0]
@@ -302,7 +330,7 @@ def test_a_task_is_judged_without_waiting_for_the_device() -> None:
     """On the meta device nothing can be fetched."""
     outputs = {"digit": torch.empty(4, 3, device="meta"), "ink": torch.empty(4, 1, device="meta")}
     y = {"digit": torch.empty(4, dtype=torch.int64, device="meta"), "ink": torch.empty(4, 1, device="meta")}
-    found = metarun.evaluate._judged(HEADS, outputs, y)
+    found = metarun.evaluate._judged(HEADS, outputs, y, {})
     assert found["diverged"].device.type == found["accuracy"].device.type == "meta"
 
 

@@ -31,6 +31,11 @@ def test_scores_are_overall_first_and_then_by_head() -> None:
     assert math.isnan(found["by_step/mse"].mean) and math.isnan(found["by_step/mse"].ci95)
 
 
+def test_what_an_algorithm_measures_of_its_own_is_a_score_as_a_plain_number() -> None:
+    assert list(scores({"accuracy": summary(0.5), "changed": summary(0.25), "tasks": 9})) == ["accuracy", "changed"]
+    assert (cell("changed", 0.25, 0.01), title("changed"), axis("changed")) == ("0.2500 ± 0.0100", "changed", "changed")
+
+
 def test_steps_beyond_the_last_that_was_taken_are_left_out() -> None:
     test: dict[str, Any] = {"by_step": [{"step": step, "accuracy": summary(step / 10)} for step in (0, 1, 2, 5)]}
     assert list(by_step(test)) == [0, 1, 2, 5]
@@ -44,7 +49,8 @@ def test_steps_beyond_the_last_that_was_taken_are_left_out() -> None:
         (["loss", "mse"], ["mse"]),  # what a regression descends is its squared error
         (["loss"], ["loss"]),
         (["loss", "accuracy", "mse"], ["loss", "accuracy", "mse"]),  # the loss is of both
-        (["lr", "accuracy", "tasks_per_s"], ["accuracy"]),
+        (["lr", "accuracy", "tasks_per_s", "memory_mb"], ["accuracy"]),
+        (["accuracy", "changed"], ["accuracy", "changed"]),  # which an algorithm measures of its own
         (["a/loss", "a/accuracy", "b/loss"], ["a/accuracy", "b/loss"]),
         (["accuracy", "a/accuracy", "b/mse"], ["a/accuracy", "b/mse"]),
         (["accuracy", "a/accuracy", "b/accuracy"], ["accuracy", "a/accuracy", "b/accuracy"]),

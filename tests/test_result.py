@@ -15,6 +15,7 @@ from metarun.build import Parts, build
 from metarun.construct import PROTOCOL, hints_of, target_of
 from metarun.engine.mapping import Parallel
 from metarun.evaluate import Verdict
+from metarun.run import first_params
 from metarun.settings import Job
 from metarun.state import State
 
@@ -31,7 +32,7 @@ def parts(
 
 
 def protocol(parts: tuple[Job, Parts]) -> dict[str, Any]:
-    return result.facts(*parts, {})["protocol"]
+    return result.facts(*parts, first_params(*parts))["protocol"]
 
 
 def test_before_it_begins_a_run_has_failed(job: Callable[..., Job]) -> None:
@@ -46,8 +47,8 @@ def test_before_it_begins_a_run_has_failed(job: Callable[..., Job]) -> None:
 @pytest.mark.parametrize(
     ("overrides", "norm"),
     [
-        (["norm_stats=batch"], "batch statistics of the query set (transductive)"),
-        (["norm_stats=support"], "batch statistics of the support set (inductive)"),
+        (["norm_stats=batch"], "batch statistics of the query set"),
+        (["norm_stats=support"], "batch statistics of the support set"),
         (["norm_stats=batch", "backbone.norm=group"], "no batch statistics"),
     ],
 )
@@ -55,6 +56,22 @@ def test_the_protocol_says_where_normalisation_takes_its_statistics(
     overrides: list[str], norm: str, parts: Callable[..., tuple[Job, Parts]]
 ) -> None:
     assert protocol(parts(*overrides))["norm"] == norm
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["norm_stats=batch"], True),
+        (["norm_stats=support"], False),
+        (["norm_stats=batch", "backbone.norm=group"], False),
+        (["norm_stats=support", "algo=transfer"], False),
+        (["algo=mtl", "test.adapt_steps=0"], True),
+    ],
+)
+def test_the_protocol_says_whether_queries_are_predicted_together(
+    overrides: list[str], told: bool, parts: Callable[..., tuple[Job, Parts]]
+) -> None:
+    assert protocol(parts(*overrides))["transductive"] is told
 
 
 def test_the_protocol_is_that_of_the_test_not_of_training(parts: Callable[..., tuple[Job, Parts]]) -> None:
@@ -131,11 +148,11 @@ def test_the_header_names_what_is_trained_on_and_what_is_tested_on(
 ) -> None:
     other = write_images(tmp_path / "elsewhere", groups=1, classes=3)
     made, built = parts("test.data=folder", f"test.root={other}", "test.shots=2")
-    facts = result.header(made, built, result.blank(made) | result.facts(made, built, {}))
+    facts = result.header(made, built, result.blank(made) | result.facts(made, built, first_params(made, built)))
     assert facts["data"] == "folder, random (seed 0): 10/3/3 classes"
     assert facts["test data"] == "folder elsewhere, 2-way 2-shot, all: 3 classes"
     assert protocol((made, built))["test_data"] == "folder elsewhere"
-    alone = result.header(*parts(), result.blank(made) | result.facts(made, built, {}))
+    alone = result.header(*parts(), result.blank(made) | result.facts(made, built, first_params(made, built)))
     assert "test data" not in alone and alone["data"].startswith("folder, 2-way")
 
 
@@ -143,7 +160,7 @@ def test_the_header_names_the_run_as_one_would_type_it(
     parts: Callable[..., tuple[Job, Parts]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     made, built = parts()
-    record = result.blank(made) | result.facts(made, built, {})
+    record = result.blank(made) | result.facts(made, built, first_params(made, built))
     monkeypatch.chdir(tmp_path)
     assert result.header(made, built, record)["run"] == "run"
 
@@ -162,7 +179,7 @@ def test_what_accuracies_are_of_is_told_where_training_differs_from_validation(
 ) -> None:
     made, built = parts(*overrides)
     assert result.ways(built) == ({"train": trained, "val": "2-way", "test": "2-way"} if trained else {})
-    header = result.header(made, built, result.blank(made) | result.facts(made, built, {}))
+    header = result.header(made, built, result.blank(made) | result.facts(made, built, first_params(made, built)))
     assert ("-way" in header["training"]) == bool(trained) and trained in header["training"]
 
 

@@ -329,4 +329,7 @@ def test_a_repeated_meta_test_names_the_file_that_it_wrote(
 def test_words() -> None:
     assert describe(VALUES, "train/") == ["loss 0.500", "accuracy 87.3%", "1,234 tasks/s"]
     assert describe({"val/left/accuracy": 1.0}, "val/") == ["left accuracy 100.0%"]
-    assert describe({"train/loss": float("nan"), "train/grad_norm": 3.0}, "train/") == ["loss nan"]
+    assert describe({"train/loss": float("nan"), "train/changed": 3.0, "train/lr": 0.1}, "train/") == [
+        "loss nan",
+        "changed 3.000",
+    ]
