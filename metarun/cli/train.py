@@ -44,7 +44,12 @@ def main(arguments: list[str]) -> int:
     logging.raiseExceptions = False  # a full disk is told once, not at each line of run.log
     team = join()
     names.register(team)
-    jobs = Jobs()
+    code = _answered(arguments, team, Jobs())
+    team.end(code)
+    return code
+
+
+def _answered(arguments: list[str], team: Team, jobs: Jobs) -> int:
     try:
         sys.argv[1:] = team.broadcast(partial(hydra_arguments, arguments, team))
         sys.path += places_of_code(sys.argv[1:])

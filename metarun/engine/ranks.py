@@ -145,12 +145,20 @@ class Team:
                 _silence(sys.stderr)
 
     def leave(self) -> None:
-        """Ends the exchange, once the first rank has written all: torchrun ends it when another ends badly. And no
-        thread is left that might let go of a tensor while the interpreter ends, which ends the process badly."""
+        """Ends the exchange, once the first rank has written all: torchrun ends it when another ends badly."""
         if self.size > 1:
             self.barrier()
             with others() as dist:
                 dist.destroy_process_group()
+
+    def end(self, code: int) -> None:
+        """Ends this process, if it is one of several, at once. A thread of the exchange that lets go of its last tensor
+        while the interpreter ends would end it with an error instead, after all was done."""
+        if self.size > 1:
+            for stream in (sys.stdout, sys.stderr):
+                with suppress(OSError):
+                    stream.flush()
+            os._exit(code)
 
 
 ALONE = Team()

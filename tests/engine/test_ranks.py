@@ -21,12 +21,15 @@ from metarun.errors import UserError
 from metarun.tracking import checkpoint
 
 MORTAL = """
+import atexit
 import os
 from dataclasses import dataclass
 
 from metarun.algos.maml import MAML
 
 calls = []
+if os.environ["METARUN_FATE"] == "last":
+    atexit.register(os.abort)
 
 
 @dataclass(frozen=True)
@@ -77,7 +80,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def launch(place: Path, ranks: int, name: str, *overrides: str, fate: str = "never") -> Ended:
     """metarun in `ranks` processes: a new run, or the one of that name resumed.
 
-    `fate` is a step of this session and the signal that comes to the second rank in it.
+    `fate` is a step of this session and the signal that comes to the second rank in it; or, with "last", the end of
+    an interpreter is that of its process.
     """
     resumed = (place / name).exists()
     where = (f"resume={name}",) if resumed else (f"hydra.run.dir={name}", *KEYS)
@@ -189,6 +193,12 @@ def test_no_thread_of_the_exchange_outlives_it(tmp_path: Path) -> None:
     command = [sys.executable, *TORCHRUN, "leaving.py"]
     done = subprocess.run(command, cwd=tmp_path, env=env, capture_output=True, text=True, timeout=300, check=True)
     assert "left: []" in done.stdout
+
+
+def test_when_all_is_done_the_end_of_an_interpreter_can_spoil_nothing(place: Path) -> None:
+    spoilt, shared = (launch(place, n, f"last{n}", "train.steps=2", fate="last") for n in (1, 2))
+    assert (spoilt.code, shared.code) == (-signal.SIGABRT, 0)
+    assert "test tasks" in shared.out and shared.result["status"] == "completed"
 
 
 def test_a_mistake_is_told_once(place: Path) -> None:
