@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -47,16 +48,33 @@ class FileName:
         return f" is too long. Give at most {LONGEST} letters." if len(value.encode()) > LONGEST else ""
 
 
-BOUNDS = (AtLeast, Above, FileName)
+@dataclass(frozen=True)
+class Rising:
+    """What a list of two numbers has to be to say from where to where."""
+
+    def complaint(self, value: int | Sequence[int]) -> str:
+        """As that of AtLeast."""
+        rises = isinstance(value, int) or value[0] < value[1]
+        return "" if rises else " does not rise. Give the fewest and then the most, as [1,5], or one number."
+
+
+BOUNDS = (AtLeast, Above, FileName, Rising)
 
 Count = Annotated[int, AtLeast(1)]  # 1, 2, 3, ...
 Natural = Annotated[int, AtLeast(0)]  # 0, 1, 2, ...
+Span = Annotated[Count | tuple[Count, Count], Rising()]  # one number, or the fewest and the most, as [5,20]
 Seed = Annotated[int, AtLeast(0, below=2**63)]  # what a generator of torch takes
 Steps = Annotated[int, AtLeast(0, below=1001)]  # within one task: nothing ends them before their time
 Rate = Annotated[float, AtLeast(0)]
 Positive = Annotated[float, Above(0)]
 Share = Annotated[float, AtLeast(0, below=1)]
 Side = Annotated[int, AtLeast(1, below=4097)]  # of an image, in pixels
+
+
+def ends(span: int | Sequence[int]) -> tuple[int, int]:
+    """The fewest and the most."""
+    fewest, most = (span, span) if isinstance(span, int) else span
+    return fewest, most
 
 
 def beyond_machine(value: float, kind: type) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from metarun.construct import check, construct, prepared, shown
+from metarun.data.draw.offers import one_size
 from metarun.engine.compile import Compiled, check_compiler
 from metarun.engine.device import allow_tf32, pick
 from metarun.engine.room import Room
@@ -197,7 +198,7 @@ def _sampler(job: Job, data: Data) -> Sampler:
     by, train = drawn_by(job, data), job.train
     if by == "episodes":
         return data.episodes("train", train.ways, train.shots, train.queries, job.owner("train"))
-    return data.tasks(by, train.shots)
+    return data.tasks(by, one_size(f"{job.owner('train')}.shots", train.shots, f"tasks drawn by {by}"))
 
 
 def _exam(job: Job, data: Data, split: str, tasks: int, seed: int, marks: list[int]) -> Exam:

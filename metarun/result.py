@@ -20,7 +20,7 @@ from metarun.evaluate import Summary, Verdict, transductive
 from metarun.settings import Job, Root, Test, Train, Val
 from metarun.state import State
 from metarun.tracking.console import from_here
-from metarun.types import Heads, Params, learned
+from metarun.types import Heads, Params, Span, ends, learned
 
 NORM = {
     "batch": "batch statistics of the query set",
@@ -60,8 +60,8 @@ def blank(job: Job) -> dict[str, Any]:
 def facts(job: Job, parts: Parts, params: Params) -> dict[str, Any]:
     """What is known before the first step."""
     protocol = {
-        "ways": job.test.ways,
-        "shots": job.test.shots,
+        "ways": _span(job.test.ways),
+        "shots": _span(job.test.shots),
         "queries": job.test.queries,
         "norm": NORM[job.root.norm_stats] if parts.tested(0).net.batch_norm else "no batch statistics",
         "transductive": transductive(parts.tested(0), params, parts.test),
@@ -88,7 +88,7 @@ def _own(job: Job, parts: Parts) -> dict[str, Any]:
     """What a run may choose without being judged otherwise, by dotted keys: of its parts, of training, of selection."""
     by = drawn_by(job, parts.data)
     sizes = ("ways", "shots", "queries") if by == "episodes" else ("shots",)
-    own = {"algo.trains_on": by, **{f"train.{key}": getattr(job.train, key) for key in sizes}}
+    own = {"algo.trains_on": by, **{f"train.{key}": _span(getattr(job.train, key)) for key in sizes}}
     for group, section in job.sections.items():
         if group != "device":
             own |= marked(PROTOCOL, section, group)
@@ -99,6 +99,12 @@ def _own(job: Job, parts: Parts) -> dict[str, Any]:
     own["train.content"] = f"sha256:{hashlib.sha256(parts.sampler.fingerprint.encode()).hexdigest()[:32]}"
     own["val.episodes"] = parts.val.fingerprint
     return own
+
+
+def _span(size: Span) -> int | str:
+    """One number, or `5- to 20` where each task has its own."""
+    fewest, most = ends(size)
+    return most if fewest == most else f"{fewest}- to {most}"
 
 
 def _aside(job: Job) -> list[str]:
@@ -149,7 +155,7 @@ def _nested(scores: Mapping[str, Summary]) -> dict[str, Any]:
 def header(job: Job, parts: Parts, record: dict[str, Any]) -> dict[str, str]:
     """The facts a person wants to see before training starts."""
     protocol, ranks = record["protocol"], job.team.size
-    kind = [f"{protocol['ways']}-way"] if protocol["ways"] > 1 else []
+    kind = [f"{protocol['ways']}-way"] if protocol["ways"] != 1 else []
     task = " ".join([*kind, f"{protocol['shots']}-shot"]) if protocol["shots"] else "nothing to adapt to"
     tasks = ", ".join(["1 task" if job.train.tasks == 1 else f"{job.train.tasks} tasks", *ways(parts).values()][:2])
     tested = f"{task}, {protocol['split']}"

@@ -39,7 +39,7 @@ from metarun.tracking import checkpoint
 from metarun.tracking.figures import episode_picture
 from metarun.tracking.jsonl import write_json
 from metarun.tracking.trackers import Trackers
-from metarun.types import Params, learned
+from metarun.types import Params, ends, learned
 
 RECORD, RESULT, LOG = ".hydra", "result.json", "run.log"  # in a run's folder
 
@@ -179,7 +179,7 @@ def _begin(job: Job, parts: Parts, trackers: Trackers, record: dict[str, Any]) -
     if len(parts.data.shape) == 3 and job.test.shots and not job.only_tests:
         exam = parts.val.first()
         episode = exam.sampler.gather(exam.draw)
-        picture = episode_picture(episode.support.x[0].cpu(), episode.query.x[0].cpu(), job.test.ways)
+        picture = episode_picture(episode.support.x[0].cpu(), episode.query.x[0].cpu(), ends(job.test.ways)[1])
     trackers.begin(result.header(job, parts, record), texts, job.hparams(), picture, result.ways(parts))
     if job.resumes and not job.only_tests:
         trackers.say(f"going on from step {record['steps']:,} of {job.train.steps:,}")

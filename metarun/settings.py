@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from metarun.bounds import AtLeast, Count, FileName, Natural, Positive, Rate, Seed, Steps
+from metarun.bounds import AtLeast, Count, FileName, Natural, Positive, Rate, Rising, Seed, Span, Steps
 from metarun.construct import COMPUTE_ONLY, PLACE, check, construct, marked, nearest, shown, takes
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
@@ -42,8 +42,8 @@ class Train:
 
     steps: Count
     tasks: Count
-    ways: Count
-    shots: Count
+    ways: Span
+    shots: Span
     queries: Count
     max_time: str | float | None
     clip_value: Positive | None
@@ -73,8 +73,8 @@ class Test:
     """The meta-test, and the ways, shots and queries of validation and test tasks."""
 
     tasks: Several
-    ways: Count
-    shots: Natural
+    ways: Span
+    shots: Annotated[Natural | tuple[Count, Count], Rising()]
     queries: Count
     adapt_steps: Steps
     seed: Seed

@@ -22,7 +22,20 @@ import torch
 from torch import Tensor
 
 # Who knows the other words finds these here.
-from metarun.bounds import Above, AtLeast, Count, Natural, Positive, Rate, Seed, Share, Side, Steps  # noqa: F401
+from metarun.bounds import (  # noqa: F401
+    Above,
+    AtLeast,
+    Count,
+    Natural,
+    Positive,
+    Rate,
+    Seed,
+    Share,
+    Side,
+    Span,
+    Steps,
+    ends,
+)
 from metarun.construct import COMPUTE_ONLY, PLACE, PROTOCOL, Place  # noqa: F401
 from metarun.errors import UserError  # noqa: F401
 
@@ -157,8 +170,9 @@ class Data(Protocol):
         """
         ...
 
-    def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = ...) -> Sampler:
-        """Fresh tasks of a split, of `shots` and `queries` of each way.
+    def episodes(self, split: str, ways: Span, shots: Span, queries: int, section: str = ...) -> Sampler:
+        """Fresh tasks of a split, of `shots` and `queries` of each way. Where ways or shots are two numbers, each task
+        has its own number of them, from the first to the second.
 
         `section` is the part of the config where numbers that cannot be are to be mended.
         """

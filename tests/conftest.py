@@ -33,7 +33,7 @@ from metarun.data.draw.source import split_classes
 from metarun.data.images.collection import Collection
 from metarun.maths.net import Net
 from metarun.settings import Job
-from metarun.types import Algorithm, Batch, Draw, Episode, Head, Heads, Params, Sampler
+from metarun.types import Algorithm, Batch, Draw, Episode, Head, Heads, Params, Sampler, Span
 
 CONF = Path(__file__).parents[1] / "conf"
 SIDE = 8
@@ -170,7 +170,14 @@ def _sections(name: str) -> dict[str, Any]:
 
 
 def _case(
-    name: str, norm: str = "batch", norm_stats: str = "batch", dropout: float = 0.0, balance: str = "", **keys: Any
+    name: str,
+    norm: str = "batch",
+    norm_stats: str = "batch",
+    dropout: float = 0.0,
+    balance: str = "",
+    ways: Span = 3,
+    shots: Span = 2,
+    **keys: Any,
 ) -> Case:
     section = {
         key: value for key, value in {**_sections(name)["algo"], **keys}.items() if key not in ("trains_on", "phases")
@@ -178,7 +185,7 @@ def _case(
     collection = _collection()
     everything = {"train": range(len(collection.names))}
     data = split_classes("random", collection, everything, {"train": False}, {})
-    test = data.episodes("train", 3, 2, 2)
+    test = data.episodes("train", ways, shots, 2)
     wanted = _sections(name)["algo"]["trains_on"]
     by = wanted if isinstance(wanted, str) else wanted[0]
     sampler = test if by == "episodes" else data.tasks(by, 5)

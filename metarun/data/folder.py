@@ -20,7 +20,7 @@ from metarun.data.images.decode import decode
 from metarun.data.images.mapped import Resident
 from metarun.data.images.root import root_of
 from metarun.errors import UserError, one_line, shown
-from metarun.types import COMPUTE_ONLY, Count, Place, Seed, Side
+from metarun.types import COMPUTE_ONLY, Count, Natural, Place, Seed, Side, Span, ends
 
 SPLITS = ("train", "val", "test")
 AUTO = (0.64, 0.16, 0.2)
@@ -42,9 +42,10 @@ class Folder:
     split: str | Sequence[float]
     split_seed: Seed
     splits: Sequence[Literal["train", "val", "test"]]
-    ways: Count
-    shots: Count
+    ways: Span
+    shots: Span
     queries: Count
+    unlabelled: Natural
     within: Within
     resident: Annotated[Resident, COMPUTE_ONLY]
 
@@ -68,7 +69,7 @@ class Folder:
         key = {"size": self.size, "colour": self.colour, "files": _listing(root, files)}
         collection = cached("folder", key, lambda: self._decode(root, files))
         turned = dict.fromkeys(SPLITS, False)
-        data = split_classes("folder", collection, classes, turned, protocol, self.within)
+        data = split_classes("folder", collection, classes, turned, protocol, self.within, self.unlabelled)
         return replace(data, remedy="Lower one of them, or add images").to(device, self.resident)
 
     def _shares(self) -> tuple[float, float, float]:
@@ -94,7 +95,7 @@ class Folder:
 
     def _deal(self, classes: Sequence[int], shares: tuple[float, float, float]) -> dict[str, list[int]]:
         """Shuffled by seed; a split with a share gets at least a class, with `auto` enough for an episode."""
-        least = self.ways if self.split == "auto" else 1
+        least = ends(self.ways)[1] if self.split == "auto" else 1
         val, test = (max(least, round(share * len(classes))) if share else 0 for share in shares[1:])
         train = len(classes) - val - test
         if train < least:

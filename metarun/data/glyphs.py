@@ -25,7 +25,7 @@ from metarun.data.images.mapped import Resident
 from metarun.data.images.strokes import POINTS, SIZE, arcs, ink
 from metarun.engine.device import free_memory
 from metarun.engine.progress import watched
-from metarun.types import COMPUTE_ONLY, AtLeast, Count, Seed, UserError
+from metarun.types import COMPUTE_ONLY, AtLeast, Count, Natural, Seed, Span, UserError
 
 VERSION = 1  # of the drawings: raise it when they change, so that caches do not keep the old ones
 SIDE = 5  # nodes of the lattice, each way
@@ -83,9 +83,10 @@ class Glyphs:
     drawings: Annotated[int, AtLeast(2)]  # of a character
     seed: Seed
     rotations: Turning
-    ways: Count
-    shots: Count
+    ways: Span
+    shots: Span
     queries: Count
+    unlabelled: Natural
     within: Within
     resident: Annotated[Resident, COMPUTE_ONLY]
 
@@ -97,7 +98,8 @@ class Glyphs:
         sizes = "/".join(str(len(chosen)) for chosen in classes.values())
         turned = {"train": self.rotations, "val": self.rotations, "test": False}
         protocol = {"split": f"by alphabet: {sizes} characters (seed {self.seed})", "rotations": in_words(turned)}
-        return split_classes("glyphs", collection, classes, turned, protocol, self.within).to(device, self.resident)
+        data = split_classes("glyphs", collection, classes, turned, protocol, self.within, self.unlabelled)
+        return data.to(device, self.resident)
 
     def _split(self) -> dict[str, range]:
         """Whole alphabets. They come in no order, so that the first can train and the last test."""

@@ -23,7 +23,7 @@ from metarun.data.images.download import download
 from metarun.data.images.mapped import Resident
 from metarun.data.images.root import root_of
 from metarun.errors import UserError, one_line, shown
-from metarun.types import COMPUTE_ONLY, PLACE, Count, Place, Seed, Side
+from metarun.types import COMPUTE_ONLY, PLACE, Count, Natural, Place, Seed, Side, Span
 
 PARTS = {"images_background": 964, "images_evaluation": 659}  # characters of each
 DRAWINGS = 20
@@ -47,9 +47,10 @@ class Omniglot:
     size: Side
     rotations: Turning
     test_rotations: Turning
-    ways: Count
-    shots: Count
+    ways: Span
+    shots: Span
     queries: Count
+    unlabelled: Natural
     within: Within
     resident: Annotated[Resident, COMPUTE_ONLY]
 
@@ -61,7 +62,8 @@ class Omniglot:
         sizes = "/".join(str(len(classes[name])) for name in SPLITS)
         turned = {"train": self.rotations, "val": self.rotations, "test": self.test_rotations}
         protocol = {"split": f"{split}: {sizes} characters", "rotations": in_words(turned)}
-        return split_classes("omniglot", collection, classes, turned, protocol, self.within).to(device, self.resident)
+        data = split_classes("omniglot", collection, classes, turned, protocol, self.within, self.unlabelled)
+        return data.to(device, self.resident)
 
     def _split(self, collection: Collection) -> tuple[dict[str, list[int]], str]:
         generator = torch.Generator().manual_seed(self.split_seed)

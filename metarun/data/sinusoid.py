@@ -8,8 +8,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from metarun.data.draw.offers import not_offered
-from metarun.types import Batch, Count, Draw, Episode, Head, Heads, Rate, UserError
+from metarun.data.draw.offers import not_offered, one_size
+from metarun.types import Batch, Count, Draw, Episode, Head, Heads, Rate, Span, UserError
 
 AMPLITUDE = (0.1, 5.0)
 INPUT = (-5.0, 5.0)
@@ -49,7 +49,8 @@ class SinusoidData:
     def protocol(self) -> dict[str, Any]:
         return {"split": "fresh tasks", "rotations": "none"}
 
-    def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> SinusoidSampler:
+    def episodes(self, split: str, ways: Span, shots: Span, queries: int, section: str = "data") -> SinusoidSampler:
+        shots = one_size(f"{section}.shots", shots, "tasks of a regression")
         if ways != 1:
             raise UserError(f"{section}.ways={ways}: a regression has no classes. Leave it at 1.")
         for key, value in (("shots", shots), ("queries", queries)):

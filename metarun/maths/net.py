@@ -102,7 +102,7 @@ class Net:
     @property
     def fits(self) -> bool:
         """Whether the output layer of θ is that of the tasks at hand."""
-        return dict(self.heads) == dict(self.trained)
+        return _sizes(self.heads) == _sizes(self.trained)
 
     def names(self, params: Params, pattern: str) -> list[str]:
         """Names of the learned entries that match, as `trunk.*` or `*.bias`."""
@@ -182,6 +182,11 @@ def _trunk_of(params: Params) -> Params:
     """The entries that the trunk uses, under its own names; frozen ones are kept as memory."""
     named = ((name.removeprefix(MEMORY), p) for name, p in params.items())
     return {name.removeprefix(TRUNK): p for name, p in named if name.startswith(TRUNK)}
+
+
+def _sizes(heads: Heads) -> list[tuple[str, str, int]]:
+    """What an output layer has to have."""
+    return [(name, head.kind, head.size) for name, head in heads.items()]
 
 
 def _words(heads: Heads) -> str:

@@ -174,7 +174,7 @@ def _caption(result: dict[str, Any]) -> str:
     protocol = result["protocol"]
     test = result["test"]
     tasks = test.get("tasks") or max(score.tasks for row in by_step(test).values() for score in row.values())
-    ways = f"{protocol['ways']}-way" if protocol.get("ways", 1) > 1 else ""
+    ways = f"{protocol['ways']}-way" if protocol.get("ways", 1) != 1 else ""
     shots = f"{protocol['shots']}-shot" if protocol.get("shots") else ""
     trained, tested = str(result["data"]), str(protocol.get("test_data") or result["data"])
     words = [" ".join(filter(None, (tested, ways, shots))), f"{tasks:,} test tasks"]

@@ -13,57 +13,79 @@ from metarun.types import Batch, Draw, Episode, Head, Heads
 
 
 @dataclass(frozen=True)
+class Sizes:
+    """Of tasks: the fewest and the most ways and shots, and for each way so many queries and unlabelled images."""
+
+    ways: tuple[int, int]
+    shots: tuple[int, int]
+    queries: int
+    unlabelled: int = 0
+
+    @property
+    def gaps(self) -> bool:
+        """Whether some rows have no class."""
+        return self.unlabelled > 0 or any(low < high for low, high in (self.ways, self.shots))
+
+
+@dataclass(frozen=True)
 class EpisodeSampler:
     """Rows of a support or query set go shot by shot: each N consecutive rows hold one image of every way.
 
+    Tasks of fewer ways or shots than the most are filled up with rows of their own, once more and without their class,
+    so that the statistics of a task's images are of no other task. Unlabelled rows come last in a support set.
     With `groups`, the ways of a task come from one of them, drawn uniformly for each task.
     """
 
     images: Tensor | Mapped  # uint8 [M, C, H, W]
     split: ClassSplit
-    ways: int
-    shots: int
-    queries: int
+    sizes: Sizes
     fingerprint: str
-    groups: Tensor | None = None  # bool [G, classes]: the members of each, `ways` or more
+    groups: Tensor | None = None  # bool [G, classes]: the members of each, as many as the most ways or more
 
     @property
     def heads(self) -> Heads:
-        return {"class": Head("class", self.ways)}
+        return {"class": Head("class", self.sizes.ways[1], self.sizes.gaps)}
 
     @property
     def from_disk(self) -> bool:
         return isinstance(self.images, Mapped)
 
     def draw(self, count: int, generator: torch.Generator) -> Draw:
-        """Classes [T, N] and K+Q images of each [T, K+Q, N], both without repetition; and the classes' turns [T, N]."""
+        """Classes [T, N] and images of each [T, K+U+Q, N], both without repetition; the classes' turns [T, N]; where
+        tasks differ in them, how many ways and shots each has [T]."""
         classes, longest = self.split.rows.shape
-        device = generator.device
+        device, sizes = generator.device, self.sizes
         lots = torch.rand(count, classes, generator=generator, device=device)
         if self.groups is not None:
             group = torch.randint(len(self.groups), (count,), generator=generator, device=device)
             lots = lots.masked_fill(~self.groups.to(device)[group], -1)
-        ways = lots.topk(self.ways, dim=1).indices
-        lots = torch.rand(count, self.ways, longest, generator=generator, device=device)
+        ways = lots.topk(sizes.ways[1], dim=1).indices
+        lots = torch.rand(*ways.shape, longest, generator=generator, device=device)
         absent = torch.arange(longest, device=device) >= self.split.counts.to(device)[ways, None]
-        drawn = lots.masked_fill(absent, -1).topk(self.shots + self.queries, dim=2).indices
-        draw = {"class": ways, "image": drawn.transpose(1, 2)}
+        each = sizes.shots[1] + sizes.unlabelled + sizes.queries
+        draw = {"class": ways, "image": lots.masked_fill(absent, -1).topk(each, dim=2).indices.transpose(1, 2)}
         if self.split.by_episode:
             draw["turn"] = torch.randint(4, ways.shape, generator=generator, device=device)
+        for name, (fewest, most) in (("ways", sizes.ways), ("shots", sizes.shots)):
+            if fewest < most:
+                draw[name] = torch.randint(fewest, most + 1, (count,), generator=generator, device=device)
         return draw
 
     def gather(self, draw: Draw) -> Episode:
-        ways = draw["class"].to(self.images.device)[:, None, :].expand_as(draw["image"])  # [T, K+Q, N]
-        rows = self.split.rows[ways, draw["image"].to(self.images.device)]
-        turns = draw["turn"].to(rows.device)[:, None, :].expand_as(rows) if "turn" in draw else self.split.turns[ways]
-        x = pixels(self.images, rows, turns)
-        y = torch.arange(self.ways, device=x.device).expand(x.shape[:3])
-        return Episode(
-            *(
-                Batch(part_x.flatten(1, 2), {"class": part_y.flatten(1, 2)})
-                for part_x, part_y in (
-                    (x[:, : self.shots], y[:, : self.shots]),
-                    (x[:, self.shots :], y[:, self.shots :]),
-                )
-            )
-        )
+        draw = {name: lots.to(self.images.device) for name, lots in draw.items()}
+        image, most = draw["image"], self.sizes.shots[1]
+        shot, way = (torch.arange(n, device=image.device) for n in image.shape[1:])
+        ways = draw["ways"][:, None] if "ways" in draw else self.sizes.ways[1]
+        shots = draw["shots"][:, None] if "shots" in draw else most
+        labelled = (shot < shots) | (shot >= most + self.sizes.unlabelled)  # shots, and queries
+        known = labelled[..., None] & (way < ways)[..., None, :]  # [K+U+Q, N], or [T, K+U+Q, N]
+        shot = torch.where(shot < most, shot % shots, shot).expand(image.shape[:2])
+        way = (way % ways).expand(image.shape[0], -1)
+        image = image.gather(1, shot[..., None].expand_as(image)).gather(2, way[:, None].expand_as(image))
+        classes = draw["class"].gather(1, way)[:, None].expand_as(image)
+        turns = draw["turn"].gather(1, way)[:, None].expand_as(image) if "turn" in draw else self.split.turns[classes]
+        x = pixels(self.images, self.split.rows[classes, image], turns)
+        y = torch.where(known, torch.arange(x.shape[2], device=x.device), -100).expand(x.shape[:3])
+        split = x.shape[1] - self.sizes.queries
+        parts = ((x[:, :split], y[:, :split]), (x[:, split:], y[:, split:]))
+        return Episode(*(Batch(x.flatten(1, 2), {"class": y.flatten(1, 2)}) for x, y in parts))

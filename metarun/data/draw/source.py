@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metarun.data.draw.episodes import EpisodeSampler
+from metarun.data.draw.episodes import EpisodeSampler, Sizes
 from metarun.data.draw.offers import not_offered
 from metarun.data.draw.rows import Rows, RowSampler
 from metarun.data.draw.split import ClassSplit, Turning
@@ -18,6 +18,7 @@ from metarun.data.draw.tasks import TaskSampler
 from metarun.data.images.collection import Collection
 from metarun.data.images.mapped import Mapped, Resident, placed
 from metarun.errors import UserError
+from metarun.types import Span, ends
 
 Within = Literal["group"] | None  # what the ways of an episode have in common
 
@@ -30,6 +31,7 @@ class ImageData:
     fingerprint: str
     protocol: dict[str, Any]  # what a reader of results must know: split, rotations
     within: Within = None
+    unlabelled: int = 0  # of each way of a task, beside its shots
     remedy: str = "Lower one of them"  # where a class has too few images
 
     metric: ClassVar[str] = "accuracy"
@@ -48,27 +50,38 @@ class ImageData:
         moved = {name: split.to(device) for name, split in self.splits.items()}
         return replace(self, images=placed(self.images, device, resident), splits=moved)
 
-    def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> EpisodeSampler:
+    def episodes(self, split: str, ways: Span, shots: Span, queries: int, section: str = "data") -> EpisodeSampler:
         """Tasks of one split; `section` is the part of the config where a number that cannot be is mended."""
         for key, value in (("ways", ways), ("shots", shots), ("queries", queries)):
-            if value < 1:
+            if ends(value)[0] < 1:
                 raise UserError(f"{section}.{key}={value} must be at least 1. Raise it.")
-        chosen = self._split(split)
-        classes, needed = len(chosen.counts), shots + queries
-        if ways > classes:
+        if self.unlabelled and not isinstance(shots, int):
             raise UserError(
-                f"{section}.ways={ways} is more than the {classes} classes of {self.name}'s {split} split. Lower it."
+                f"data.unlabelled={self.unlabelled} with {section}.shots={[*shots]}: what fills a task up would pass "
+                "for unlabelled. Give one number of shots, or none unlabelled."
             )
-        fewest = int(chosen.counts.min())
-        if needed > fewest:
-            uneven = fewest < int(chosen.counts.max())
-            owner = f"{self.name}'s class {chosen.names[int(chosen.counts.argmin())]}" if uneven else self.name
+        chosen, most = self._split(split), ends(ways)[1]
+        if most > len(chosen.counts):
             raise UserError(
-                f"{section}.shots={shots} with {section}.queries={queries} needs {needed} images per class; "
-                f"{owner} has {fewest}. {self.remedy}."
+                f"{section}.ways={ways} is more than the {len(chosen.counts)} classes of {self.name}'s {split} "
+                "split. Lower it."
             )
-        groups = None if self.within is None else self._groups(split, ways, section)
-        return EpisodeSampler(self.images, chosen, ways, shots, queries, self._fingerprint(chosen, groups), groups)
+        self._check_images(chosen, ends(shots)[1], queries, section)
+        groups = None if self.within is None else self._groups(split, most, section)
+        sizes = Sizes(ends(ways), ends(shots), queries, self.unlabelled)
+        return EpisodeSampler(self.images, chosen, sizes, self._fingerprint(chosen, groups), groups)
+
+    def _check_images(self, split: ClassSplit, shots: int, queries: int, section: str) -> None:
+        fewest, needed = int(split.counts.min()), shots + self.unlabelled + queries
+        if needed <= fewest:
+            return
+        uneven = fewest < int(split.counts.max())
+        owner = f"{self.name}'s class {split.names[int(split.counts.argmin())]}" if uneven else self.name
+        unlabelled = f" and data.unlabelled={self.unlabelled}" if self.unlabelled else ""
+        raise UserError(
+            f"{section}.shots={shots} with {section}.queries={queries}{unlabelled} needs {needed} images per class; "
+            f"{owner} has {fewest}. {self.remedy}."
+        )
 
     def _groups(self, split: str, ways: int, section: str) -> Tensor:
         """The groups of a split that have as many classes as there are ways: bool [G, classes]."""
@@ -131,14 +144,17 @@ def split_classes(
     turned: Mapping[str, Turning],
     protocol: dict[str, Any],
     within: Within = None,
+    unlabelled: int = 0,
 ) -> ImageData:
     """Deals a collection's classes to splits, each `turned` in its own way."""
     if within is not None:  # else no word of it: results of before stay comparable
         protocol = {**protocol, "within": within}
+    if unlabelled:
+        protocol = {**protocol, "unlabelled": unlabelled}
     splits = {
         split: _class_split(collection, torch.tensor(list(chosen)), turned[split]) for split, chosen in classes.items()
     }
-    return ImageData(name, collection.images, splits, collection.fingerprint, protocol, within)
+    return ImageData(name, collection.images, splits, collection.fingerprint, protocol, within, unlabelled)
 
 
 def _class_split(collection: Collection, chosen: Tensor, turned: Turning) -> ClassSplit:

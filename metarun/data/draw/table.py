@@ -10,10 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from metarun.data.draw.offers import not_offered
+from metarun.data.draw.offers import not_offered, one_size
 from metarun.data.draw.rows import RowEpisodeSampler, Rows, RowSampler
 from metarun.data.images.mapped import Mapped, Resident, placed
 from metarun.errors import UserError
+from metarun.types import Span
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,8 @@ class TableData:
         moved = {name: rows.to(device) for name, rows in self.splits.items()}
         return replace(self, images=placed(self.images, device, resident), splits=moved)
 
-    def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> RowEpisodeSampler:
+    def episodes(self, split: str, ways: Span, shots: Span, queries: int, section: str = "data") -> RowEpisodeSampler:
+        shots = one_size(f"{section}.shots", shots, f"tasks of {self.name}")
         if split == "train":
             raise not_offered("episodes", self.name, self.offers)
         if ways != 1:
