@@ -52,9 +52,12 @@ def mapped() -> bool:
 
 
 def _slope(value: Callable[[list[Tensor]], Tensor], moving: list[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
-    """∇ value(moving) by autograd, itself differentiable with `create_graph`."""
+    """∇ value(moving) by autograd, itself differentiable with `create_graph`.
+
+    Of tensors that were made of one another each has the slope by itself: views are nodes of their own.
+    """
     with torch.enable_grad():
-        moving = [p if p.requires_grad else p.detach().requires_grad_() for p in moving]
+        moving = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in moving]
         return torch.autograd.grad(value(moving), moving, create_graph=create_graph, materialize_grads=True)
 
 

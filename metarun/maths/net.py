@@ -166,12 +166,16 @@ class Net:
         return dict(zip(self.heads, parts, strict=True))
 
     def __call__(self, params: Params, x: Tensor) -> Outputs:
+        return self.output(params, self.features(params, x))
+
+    def output(self, params: Params, features: Tensor) -> Outputs:
+        """Outputs by head of the output layer that θ was trained with; other heads than its own are refused."""
         if not self.fits:
             raise UserError(
                 f"the output layer that this algorithm learns is for {_words(self.trained)}, and the tasks to test "
                 f"have {_words(self.heads)}. Make train.ways and test.ways the same, or take an algorithm without one."
             )
-        return self.read(F.linear(self.features(params, x), params["head.weight"], params["head.bias"]))
+        return self.read(F.linear(features, params["head.weight"], params["head.bias"]))
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """What an inner step descends: never in half precision, whose noise a large step size would magnify."""

@@ -120,3 +120,16 @@ def test_a_tensor_of_the_task_that_the_loss_closes_over_is_its_own_tasks(
 
     closed = torch.vmap(one, in_dims=(None if shared else 0, 0))(own, x)
     assert torch.allclose(closed, mapped(by_torch_func, params, x, shared), rtol=1e-12)
+
+
+@pytest.mark.parametrize("beneath_vmap", [True, False])
+def test_an_entry_made_of_another_has_a_slope_of_its_own(beneath_vmap: bool) -> None:
+    """a·b with b = 2a: by a it is b, and not the 4a of both together."""
+
+    def slope(a: Tensor) -> Params:
+        return gradient(lambda params: params["a"] * params["b"], {"a": a, "b": 2 * a}, ["a", "b"])
+
+    a = torch.tensor([3.0, 5.0], requires_grad=True)
+    found = torch.vmap(slope)(a) if beneath_vmap else {n: torch.stack([slope(one)[n] for one in a]) for n in "ab"}
+    assert found["a"].tolist() == [6, 10] and found["b"].tolist() == [3, 5]
+    assert torch.autograd.grad(found["a"].sum(), a)[0].tolist() == [2, 2]  # and a graph that knows how b was made
