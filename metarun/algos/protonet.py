@@ -22,6 +22,7 @@ from torch import Tensor
 
 from metarun.maths.inner import query_grad
 from metarun.maths.net import Net
+from metarun.maths.prototypes import present, prototypes, squared_distances
 from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params
 
 MEANS, ROWS = "prototypes.means", "prototypes.rows"  # φ's entries: [N, D], and [N] support rows behind each
@@ -43,20 +44,7 @@ class ProtoNet:
 
     def predict(self, fast: Params, x: Tensor) -> Outputs:
         logits = -squared_distances(self.net.features(fast, x), fast[MEANS])
-        # finite, so that the loss is a number even where no class has a row
-        return self.net.read(logits.masked_fill(fast[ROWS] == 0, torch.finfo(logits.dtype).min))
+        return self.net.read(present(logits, fast[ROWS]))
 
     def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
         return query_grad(self, params, episode, parallel, steps=0)
-
-
-def prototypes(features: Tensor, y: Tensor, ways: int) -> tuple[Tensor, Tensor]:
-    """Features [B, D] and classes [B] -> the mean of each class [N, D], zero where it has no row, and its rows [N]."""
-    member = (y == torch.arange(ways, device=y.device)[:, None]).to(features.dtype)  # [N, B]; -100 is of no class
-    rows = member.sum(1)
-    return member @ features / rows.clamp(min=1)[:, None], rows
-
-
-def squared_distances(x: Tensor, c: Tensor) -> Tensor:
-    """[B, D] and [N, D] -> ‖x − c‖² [B, N], by one product of matrices."""
-    return x.square().sum(1, keepdim=True) - 2 * x @ c.T + c.square().sum(1)

@@ -9,11 +9,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from metarun.algos.protonet import ProtoNet, prototypes, squared_distances
+from metarun.algos.protonet import ProtoNet
 from metarun.engine.mapping import Parallel
 from metarun.errors import UserError
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
+from metarun.maths.prototypes import prototypes, squared_distances
 from metarun.types import Batch, Episode, Head, Params, learned
 
 
