@@ -1,23 +1,34 @@
 """A new task on a trained trunk: an output layer is fitted to its support set, alone or with the whole network.
 
 A new output layer reads features scaled to length 1, so that its step size does not depend on the trunk's scale; one
-that was trained reads the features it was trained on.
+that was trained reads the features it was trained on. A cosine layer, which has a scale and no bias of its own, gives
+that scale times the cosines of features and weights.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from metarun.maths.closed_head import imprinted
 from metarun.maths.inner import sgd
 from metarun.maths.losses import loss
 from metarun.maths.net import Net, width
 from metarun.types import Batch, Outputs, Params, learned
 
-LAYER = ("head.weight", "head.bias")
+WEIGHT, BIAS = LAYER = ("head.weight", "head.bias")
+SCALE = "head.log_scale"  # θ's entry that makes a layer a cosine layer
+FIRST_SCALE = 10.0  # before training
+
+
+def with_cosine(params: Params) -> Params:
+    """θ with its output layer as a cosine layer."""
+    return {**{n: p for n, p in params.items() if n != BIAS}, SCALE: torch.tensor(math.log(FIRST_SCALE))}
 
 
 def fit(
@@ -25,31 +36,43 @@ def fit(
 ) -> Iterator[Params]:
     """Gradient descent on the support set: of the output layer on a fixed trunk, or of everything.
 
-    It starts from θ where its output layer is that of the task, else from an output layer of zeros.
+    It starts from θ where its output layer is that of the task, else from a new one: of zeros, or of the class means
+    where it is a cosine layer.
     """
-    start = params if net.fits else blank(net, params)
-    if moving == "head":
-        start = net.given(start, support)
-        features = Batch(seen(net, start, support.x), support.y)  # once: the trunk does not move
+    given = net.given(params, support)
+    features = Batch(seen(net, given, support.x), support.y)
+    if moving == "head":  # whose features are computed once: the trunk does not move
 
         def of_features(fast: Params, features: Batch, _: int) -> Tensor:
             return loss(net.heads, read(net, fast, features.x), features.y)
 
-        yield from sgd(of_features, start, features, lr, steps, LAYER, first_order=True)
+        start = _start(net, given, features)
+        yield from sgd(of_features, start, features, lr, steps, [n for n in LAYER if n in params], first_order=True)
         return
 
     def of_images(fast: Params, support: Batch, _: int) -> Tensor:
         return loss(net.heads, predict(net, fast, support.x), support.y)
 
-    for fast in sgd(of_images, start, support, lr, steps, list(learned(start)), first_order=True):
+    start = _start(net, params, features)
+    for fast in sgd(of_images, start, support, lr, steps, list(learned(params)), first_order=True):
         yield net.given(fast, support)
+
+
+def _start(net: Net, params: Params, features: Batch) -> Params:
+    """θ with the output layer that a fit begins at."""
+    if net.fits:
+        return params
+    if SCALE not in params:
+        return blank(net, params)
+    name, ways = net.classes()
+    return {**params, **dict(zip(LAYER, imprinted(features.x, features.y[name], ways), strict=True))}
 
 
 def blank(net: Net, params: Params) -> Params:
     """θ with an output layer of zeros for the heads of the task."""
-    weight = params["head.weight"]
+    weight = params[WEIGHT]
     zeros = weight.new_zeros(width(net.heads), weight.shape[1])
-    return {**params, "head.weight": zeros, "head.bias": zeros[:, 0]}
+    return {**params, WEIGHT: zeros, BIAS: zeros[:, 0]}
 
 
 def predict(net: Net, fast: Params, x: Tensor) -> Outputs:
@@ -59,10 +82,17 @@ def predict(net: Net, fast: Params, x: Tensor) -> Outputs:
 
 def seen(net: Net, params: Params, x: Tensor) -> Tensor:
     """The features that the output layer reads."""
-    features = net.features(params, x)
-    return features if net.fits else F.normalize(features, dim=-1)
+    return scaled(net, params, net.features(params, x))
+
+
+def scaled(net: Net, params: Params, features: Tensor) -> Tensor:
+    """Features as the output layer reads them: of length 1, or as they are."""
+    return features if net.fits and SCALE not in params else F.normalize(features, dim=-1)
 
 
 def read(net: Net, params: Params, features: Tensor) -> Outputs:
     """Outputs by head of the output layer in φ, whatever heads θ was trained with."""
-    return net.read(F.linear(features, params["head.weight"], params["head.bias"]))
+    weight = params[WEIGHT]
+    if SCALE in params:
+        weight = params[SCALE].exp() * F.normalize(weight, dim=-1)
+    return net.read(F.linear(features, weight, params.get(BIAS)))
