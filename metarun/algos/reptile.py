@@ -4,8 +4,9 @@
     gradient for the outer optimiser: θ − mean over tasks of φ_K                           meta_grad
 
 K is `inner_steps`; the outer step ε is `optim.lr` (SGD, from 1 to 0 in the paper). No second derivatives.
-`inner_optim: adam` is Adam with β₁ = 0. Here its second moment starts anew in each task; the paper's code keeps it
-from task to task. Mini-batches of `inner_batch` rows run through the support set shot by shot, so each holds
+`inner_optim: adam` is Adam with β₁ = 0. Its second moment starts anew in each task (`inner_moment: task`), or goes on
+from the mean of those that the last meta-step's tasks arrived at, in a test, too (`kept`); the paper's code keeps it
+from each task to the next. Mini-batches of `inner_batch` rows run through the support set shot by shot, so each holds
 every class equally often; the paper's code shuffles.
 
 Nichol, Achiam, Schulman: On First-Order Meta-Learning Algorithms. 2018, arXiv 1803.02999.
@@ -20,10 +21,23 @@ from typing import Annotated, Literal
 import torch
 from torch import Tensor
 
-from metarun.maths.inner import adam, last, sgd
+from metarun.maths.inner import ADAM, adam, last, moments, sgd
 from metarun.maths.losses import judge
 from metarun.maths.net import Net
-from metarun.types import PROTOCOL, Batch, Count, Episode, Metrics, Outputs, ParallelMap, Params, Rate, Steps, learned
+from metarun.types import (
+    PROTOCOL,
+    Batch,
+    Count,
+    Episode,
+    Metrics,
+    Outputs,
+    ParallelMap,
+    Params,
+    Rate,
+    Steps,
+    UserError,
+    learned,
+)
 
 
 @dataclass(frozen=True)
@@ -33,9 +47,18 @@ class Reptile:
     inner_lr: Rate
     inner_steps: Steps
     inner_batch: Count
+    inner_moment: Annotated[Literal["task", "kept"], PROTOCOL]
 
     def init(self, generator: torch.Generator) -> Params:
-        return self.net.init(generator)
+        params = self.net.init(generator)
+        if self.inner_moment == "task":
+            return params
+        if self.inner_optim == "sgd":
+            raise UserError(
+                "algo.inner_moment=kept is about Adam, and algo.inner_optim=sgd has no moments. Take "
+                "algo.inner_optim=adam, or algo.inner_moment=task."
+            )
+        return {**params, **moments(learned(params))}
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
         rows = len(support.x)
@@ -62,8 +85,9 @@ class Reptile:
         def arrive(params: Params, task: Episode) -> tuple[Params, Metrics]:
             fast = last(self.adapt(params, task.support, self.inner_steps))
             _, metrics = judge(self.net.heads, self.predict(fast, task.query.x), task.query.y)
-            return {name: fast[name] for name in learned(params)}, metrics
+            return {name: fast[name] for name in params if name in moved or name.startswith(ADAM)}, metrics
 
+        moved = learned(params)
         with torch.no_grad():
             mean, metrics = parallel.mean(arrive, params, episode)
-            return {name: params[name] - fast for name, fast in mean.items()}, metrics
+            return {name: moved[name] - p if name in moved else p for name, p in mean.items()}, metrics

@@ -12,10 +12,13 @@ from torch import Tensor
 from metarun.maths.gradient import gradient
 from metarun.maths.losses import judge
 from metarun.maths.remat import recomputed
-from metarun.types import Algorithm, Batch, Episode, Metrics, ParallelMap, Params
+from metarun.types import MEMORY, Algorithm, Batch, Episode, Metrics, ParallelMap, Params
 
 Loss = Callable[[Params, Batch, int], Tensor]  # of the parameters, the support set and the number of the step
 Update = Callable[[Params, Params, int], Params]  # φ, its slope, the number of the step -> the entries that move
+
+ADAM = f"{MEMORY}adam."
+ADAM_SQUARE, ADAM_STEPS = f"{ADAM}square.", f"{ADAM}steps"
 
 
 def descent(lr: float) -> Update:
@@ -66,17 +69,29 @@ def adam(
     beta2: float = 0.999,
     eps: float = 1e-8,
 ) -> Iterator[Params]:
-    """Adam with β₁ = 0: v ← β₂v + (1−β₂)g², φ ← φ − lr g / (√(v / (1−β₂ᵏ)) + ε): yields φ₀ … φ_steps."""
+    """Adam with β₁ = 0: v ← β₂v + (1−β₂)g², φ ← φ − lr g / (√(v / (1−β₂ᵏ)) + ε): yields φ₀ … φ_steps.
+
+    k is the step, and v starts at 0, in each task; but where θ has `moments` both go on from those, and φ has the next.
+    """
     yield params
-    v = {name: torch.zeros_like(params[name]) for name in adapted}
+    taken = params.get(ADAM_STEPS, 0)
+    v = {name: params.get(ADAM_SQUARE + name, torch.zeros_like(params[name])) for name in adapted}
     for step in range(steps):
         with torch.no_grad():
             slope = gradient(loss, params, adapted, support, step)
         v = {name: beta2 * v[name] + (1 - beta2) * g * g for name, g in slope.items()}
-        unbias = 1 - beta2 ** (step + 1)
+        unbias = 1 - beta2 ** (taken + step + 1)
         moved = {n: params[n] - lr * g / ((v[n] / unbias).sqrt() + eps) for n, g in slope.items()}
         params = {**params, **moved}
+        if isinstance(taken, Tensor):
+            params |= {ADAM_STEPS: taken + step + 1, **{ADAM_SQUARE + name: square for name, square in v.items()}}
         yield params
+
+
+def moments(params: Params) -> Params:
+    """Entries of θ by which `adam` goes on from task to task: the mean squared slope of each of these, and its age."""
+    start = {ADAM_SQUARE + name: torch.zeros_like(p) for name, p in params.items()}
+    return {**start, ADAM_STEPS: torch.zeros(())}
 
 
 def last(iterator: Iterator[Params]) -> Params:
