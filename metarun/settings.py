@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from metarun.bounds import AtLeast, Count, FileName, Natural, Positive, Rate, Rising, Seed, Span, Steps
+from metarun.bounds import AtLeast, Count, FileName, Positive, Rate, Rising, Seed, Size, Span, Steps
 from metarun.construct import COMPUTE_ONLY, PLACE, check, construct, marked, nearest, shown, takes
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
@@ -44,7 +44,7 @@ class Train:
     tasks: Count
     ways: Span
     shots: Span
-    queries: Count
+    queries: Size
     max_time: str | float | None
     clip_value: Positive | None
     clip_norm: Positive | None
@@ -74,8 +74,8 @@ class Test:
 
     tasks: Several
     ways: Span
-    shots: Annotated[Natural | tuple[Count, Count], Rising()]
-    queries: Count
+    shots: Annotated[Annotated[int, AtLeast(0, below=1_000_001)] | tuple[Size, Size], Rising()]
+    queries: Size
     adapt_steps: Steps
     seed: Seed
     data: str | None

@@ -25,6 +25,7 @@ from torch import Tensor
 from metarun.maths import new_head
 from metarun.maths.inner import query_grad
 from metarun.maths.net import Net
+from metarun.maths.prototypes import membership, present
 from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params, Positive
 
 RIDGE, SCALE = "log_ridge", "log_scale"
@@ -47,9 +48,10 @@ class R2D2:
         y = support.y[name]
         known = (y >= 0).to(features.dtype)[:, None]
         rows = F.pad(features, (0, 1), value=1.0) * known  # [B, D+1]: a row of zeros counts for nothing
-        targets = (y[:, None] == torch.arange(ways, device=y.device)).to(features.dtype)
+        targets = membership(y, ways, features.dtype)
         weight = params[SCALE].exp() * ridge_regression(rows, targets, params[RIDGE].exp()).T  # [N, D+1]
-        fitted = dict(zip(new_head.LAYER, (weight[:, :-1], weight[:, -1]), strict=True))
+        bias = present(weight[:, -1], targets.sum(0))  # what no support row is of is chosen for no query
+        fitted = dict(zip(new_head.LAYER, (weight[:, :-1], bias), strict=True))
         yield {**self.net.given(params, support), **fitted}
 
     def predict(self, fast: Params, x: Tensor) -> Outputs:

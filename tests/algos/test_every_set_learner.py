@@ -47,6 +47,13 @@ def test_renaming_the_classes_renames_the_logits(found: Any, task: Episode) -> N
     assert torch.allclose(other[:, names], one, atol=1e-12) and not torch.allclose(other, one)
 
 
+def test_a_class_without_a_support_row_is_chosen_for_no_query(found: Any, task: Episode) -> None:
+    y = task.support.y["class"]
+    logits = scores(found, Batch(task.support.x, {"class": y.masked_fill(y == 1, -100)}), task.query.x)
+    assert logits.isfinite().all() and (logits.argmax(-1) != 1).all()
+    assert (logits[:, 1] < logits[:, [0, 2]].min(1).values - 10).all()
+
+
 def test_rows_without_a_target_count_for_nothing(found: Any, task: Episode) -> None:
     y = F.pad(task.support.y["class"], (len(task.query.x), 0), value=-100)
     padded = Batch(torch.cat([task.query.x, task.support.x]), {"class": y})

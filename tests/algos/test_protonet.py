@@ -38,7 +38,7 @@ def random(*shape: int) -> Tensor:
 @pytest.fixture
 def plain(linear_net: Net) -> ProtoNet:
     """On features that are the inputs themselves, for two classes."""
-    return ProtoNet(Net.build(linear_net.make_trunk, classes(2), "batch"))
+    return ProtoNet(Net.build(linear_net.make_trunk, classes(2), "batch"), 0)
 
 
 @pytest.fixture
@@ -58,6 +58,29 @@ def test_logits_are_minus_the_squared_distances_to_the_class_means(plain: ProtoN
     assert torch.allclose(logits, torch.tensor([[-9.0, -36], [-81, 0]]), atol=1e-5)
 
 
+def test_rows_of_no_class_move_the_means_by_how_near_they_are(linear_net: Net) -> None:
+    """Midway between 0 and 4 a row counts half for each class: the means are (0 + 2/2) / 1.5 and (4 + 2/2) / 1.5."""
+    net = Net.build(linear_net.make_trunk, classes(2), "batch")
+    support = batch(torch.tensor([[0.0, 0], [4, 0], [2, 0]]), [0, 1, -100])
+    means = {steps: next(ProtoNet(net, steps).adapt({}, support, 0))["prototypes.means"] for steps in (0, 1)}
+    assert means[0][:, 0].tolist() == [0, 4]
+    assert torch.allclose(means[1][:, 0], torch.tensor([1 / 1.5, 5 / 1.5]))
+
+
+def test_unlabelled_images_help_where_shots_are_noisy(linear_net: Net) -> None:
+    """Two clouds, one shot of each and twenty images more: the refined means are nearer to the true ones."""
+    g = torch.Generator().manual_seed(0)
+    true = torch.tensor([[-2.0, 0], [2, 0]])
+    net, far = Net.build(linear_net.make_trunk, classes(2), "batch"), []
+    for _ in range(20):
+        x = true.repeat(11, 1) + torch.randn(22, 2, generator=g)
+        support = batch(x, [0, 1] + [-100] * 20)
+        phi = [next(ProtoNet(net, steps).adapt({}, support, 0))["prototypes.means"] for steps in (0, 1)]
+        far.append([(means - true).norm() for means in phi])
+    plain, moved = torch.tensor(far).mean(0)
+    assert moved < plain / 2
+
+
 def test_squared_distances_are_those_of_their_definition() -> None:
     x, c = random(7, 4), random(5, 4) + 3
     assert torch.allclose(squared_distances(x, c), ((x[:, None] - c) ** 2).sum(-1), atol=1e-12)
@@ -69,7 +92,7 @@ def test_there_is_one_phi_and_no_output_layer(found: Any) -> None:
 
 
 def test_it_is_tested_with_other_ways_than_it_was_trained_with(found: Any) -> None:
-    more = ProtoNet(found.algo.net.testing(classes(5)))
+    more = ProtoNet(found.algo.net.testing(classes(5)), 0)
     x = one_task(found).support.x
     assert scores(more, found.params, batch(x[:5], torch.arange(5)), x).argmax(-1)[:5].tolist() == [0, 1, 2, 3, 4]
 
@@ -117,4 +140,4 @@ def test_the_meta_gradient_is_that_of_a_naive_loop(
 )
 def test_other_tasks_than_those_of_one_class_head_are_refused(linear_net: Net, heads: dict[str, Head]) -> None:
     with pytest.raises(UserError, match=r"one head apart.* data=omniglot"):
-        ProtoNet(Net.build(linear_net.make_trunk, heads, "batch")).init(torch.Generator())
+        ProtoNet(Net.build(linear_net.make_trunk, heads, "batch"), 0).init(torch.Generator())
