@@ -40,6 +40,9 @@ class MatchingNet:
     full_context: bool
     steps: Count
 
+    def __post_init__(self) -> None:
+        _ = self.full_context and self.context  # made now, since what draws numbers cannot be made inside vmap
+
     @cached_property
     def context(self) -> Part:
         return Part.build("context", lambda: Context(self.net.width, self.steps))

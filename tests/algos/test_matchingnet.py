@@ -132,6 +132,13 @@ def test_the_context_is_learned_and_a_mapped_step_is_a_loops(
     assert all(slope.any() for name, slope in one.items() if name.startswith(("context.", "log_scale")))
 
 
+def test_the_tested_learner_is_whole_where_it_is_first_used_beneath_vmap(case: Callable[..., Any]) -> None:
+    found = case("matchingnet", "none", full_context=True)
+    x, y = found.sample.support.x, found.sample.support.y["class"]
+    each = torch.vmap(lambda x, y: scores(found.tested, found.params, batch(x, y), x))(x, y)
+    assert torch.allclose(each[0], scores(found.algo, found.params, batch(x[0], y[0]), x[0]), atol=1e-12)
+
+
 def test_it_is_tested_with_other_ways_than_it_was_trained_with(case: Callable[..., Any]) -> None:
     found = case("matchingnet", "none")
     more = MatchingNet(found.algo.net.testing(classes(5)), scale=1.0, full_context=False, steps=1)
