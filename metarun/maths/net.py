@@ -144,11 +144,22 @@ class Net:
 
     def maps(self, params: Params, x: Tensor) -> Tensor:
         """Feature maps before they are pooled or flattened: [B, C, H, W], of a trunk that states its `stages`."""
+        name, stages = self._stages
+        return self._pass(stages, f"{name}.", params, x)
+
+    @property
+    def channels(self) -> int:
+        """C: how many channels the feature maps have, which the last convolution gives."""
+        widths = [m.out_channels for m in self._stages[1].modules() if isinstance(m, nn.Conv2d)]
+        return widths[-1] if widths else self.width
+
+    @property
+    def _stages(self) -> tuple[str, nn.Module]:
+        """What computes the feature maps, and its name."""
         stages = getattr(self.module.trunk, "stages", None)
         if not isinstance(stages, nn.Module):
             raise UserError("this backbone states no stages, so it has no feature maps. Take conv4 or resnet12.")
-        name = next(name for name, module in self.module.trunk.named_modules() if module is stages)
-        return self._pass(stages, f"{name}.", params, x)
+        return next(named for named in self.module.trunk.named_modules() if named[1] is stages)
 
     def _pass(self, module: nn.Module, prefix: str, params: Params, x: Tensor) -> Tensor:
         """x through a part of the trunk."""
