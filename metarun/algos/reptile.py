@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -33,6 +33,8 @@ class Reptile:
     inner_lr: Rate
     inner_steps: Steps
     inner_batch: Count
+
+    first_order: ClassVar[bool] = True
 
     def init(self, generator: torch.Generator) -> Params:
         return self.net.init(generator)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -48,6 +49,9 @@ class SinusoidData:
     @property
     def protocol(self) -> dict[str, Any]:
         return {"split": "fresh tasks", "rotations": "none"}
+
+    def pictures(self, split: str) -> Iterator[tuple[str, Tensor]]:
+        return iter(())
 
     def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> SinusoidSampler:
         if ways != 1:
