@@ -14,6 +14,7 @@ from torch import Tensor
 from metarun.algos.maml import MAML
 from metarun.check.gradient import meta_gradient
 from metarun.check.smooth import Smooth
+from metarun.engine.mapping import Parallel
 from metarun.maths.inner import query_grad, sgd
 from metarun.maths.net import Net
 from metarun.types import LOTS, Batch, Episode, Head, Metrics, Outputs, ParallelMap, Params, learned
@@ -125,8 +126,6 @@ def test_the_cosine_of_a_whole_slope_is_one_and_that_of_a_part_is_its_share(net:
     whole = Declared(net)
     assert meta_gradient(whole, start(whole), sample).found.endswith(" 1.00")
     params = {name: p.double() for name, p in start(whole).items()}
-    from metarun.engine.mapping import Parallel
-
     slope = learned(whole.meta_grad(params, sample, Parallel("vmap", 2))[0])
     part = slope["head.weight"].norm() / torch.cat([g.flatten() for g in slope.values()]).norm()
     alone = Declared(net, lambda slope: {n: g if n == "head.weight" else 0 * g for n, g in slope.items()})
