@@ -150,11 +150,6 @@ class Data(Protocol):
         """
         ...
 
-    def pictures(self, split: str) -> Iterator[tuple[str, Tensor]]:
-        """Yields all images of a split, each once and as it is stored, uint8 [M, C, H, W], in pieces with a name (a
-        class's, say). There are none where inputs are no images, or where there is no such split."""
-        ...
-
     def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = ...) -> Sampler:
         """Fresh tasks of a split, of `shots` and `queries` of each way.
 
@@ -164,6 +159,11 @@ class Data(Protocol):
 
     def tasks(self, by: str, shots: int) -> Sampler:
         """The sampler of another way to draw training tasks than episodes; one that is not offered is refused."""
+        ...
+
+    def pictures(self, split: str) -> Iterator[tuple[str, Tensor]]:
+        """Yields all images of a split, each once and as it is stored, uint8 [M, C, H, W], in pieces with a name (a
+        class's, say). There are none where inputs are no images, or where there is no such split."""
         ...
 
 

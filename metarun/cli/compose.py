@@ -45,7 +45,12 @@ def each_job(arguments: list[str], answer: Callable[[Job], int], added: tuple[st
     os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here whole, to be told in one line
     team = join()
     names.register(team)
-    jobs = Jobs()
+    return _answered(arguments, answer, added, team, Jobs())
+
+
+def _answered(
+    arguments: list[str], answer: Callable[[Job], int], added: tuple[str, ...], team: Team, jobs: Jobs
+) -> int:
     try:
         sys.argv[1:] = [*team.broadcast(partial(hydra_arguments, arguments, team)), *added]
         sys.path += places_of_code(sys.argv[1:])

@@ -50,9 +50,6 @@ class SinusoidData:
     def protocol(self) -> dict[str, Any]:
         return {"split": "fresh tasks", "rotations": "none"}
 
-    def pictures(self, split: str) -> Iterator[tuple[str, Tensor]]:
-        return iter(())
-
     def episodes(self, split: str, ways: int, shots: int, queries: int, section: str = "data") -> SinusoidSampler:
         if ways != 1:
             raise UserError(f"{section}.ways={ways}: a regression has no classes. Leave it at 1.")
@@ -63,6 +60,9 @@ class SinusoidData:
 
     def tasks(self, by: str, shots: int) -> SinusoidSampler:
         raise not_offered(by, "sinusoid", self.offers)
+
+    def pictures(self, split: str) -> Iterator[tuple[str, Tensor]]:
+        return iter(())
 
 
 @dataclass(frozen=True)
