@@ -105,7 +105,7 @@ def _direction(value: Value, params: Params, slope: Params, length: float) -> Ou
         along = sum(float((probe[name] * u).sum()) for name, u in unit.items())
         rest.append(_derivative(value, params, {n: p - along * unit[n] for n, p in probe.items()}, REACHES[0]) ** 2)
     cosine = upwards / max(math.hypot(upwards, math.sqrt(sum(rest) / PROBES)), 1e-300)
-    return Outcome(WHAT, cosine > 0, f"first order by design: its cosine with the slope of the loss is {cosine:.2f}")
+    return Outcome(WHAT, cosine > 0, f"approximate by design: its cosine with the slope of the loss is {cosine:.2f}")
 
 
 def groups(names: Sequence[str]) -> Iterator[Sequence[str]]:

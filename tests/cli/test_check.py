@@ -16,7 +16,7 @@ from metarun.types import Batch, Episode
 WHATS = ("meta-gradient", "one task", "shuffled labels", "splits")
 SMALL = (
     *("data=folder", "data.size=12", "data.colour=false", "data.ways=2", "train.shots=2", "device=cpu"),
-    *("backbone.channels=[8,8,8,8]", "parallel=vmap", "val.tasks=40", "test.tasks=4", "test.adapt_steps=2"),
+    *("backbone.channels=[8,8,8,8]", "parallel=vmap", "val.tasks=32", "test.tasks=4", "test.adapt_steps=2"),
 )
 OWN = """
 from dataclasses import dataclass
