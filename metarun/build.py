@@ -63,7 +63,7 @@ def build(job: Job) -> Parts:
         val = _exam(job, data, "val", job.val.tasks, job.val.seed, [steps])
         _refuse_shared(val, test, job)
     net = _net(job, data, sampler).to(device)
-    algo, tested = _by_phase(job, net), _by_phase(job, net.testing(test.sampler.heads))
+    algo, tested = by_phase(job, net), by_phase(job, net.testing(test.sampler.heads))
     _check_algorithm(algo(0), tested(0), sampler, test, device)
     return Parts(
         device=device,
@@ -244,9 +244,14 @@ def _check_algorithm(trained: Algorithm, tested: Algorithm, sampler: Sampler, ex
     check_algorithm(trained, tested, params, episode, sample)
 
 
-def _by_phase(job: Job, net: Net) -> Callable[[int], Algorithm]:
-    """The algorithm in force at a step: from each step that `algo.phases` names on, with other keys."""
+def by_phase(job: Job, net: Net, balance: Balance | None = None) -> Callable[[int], Algorithm]:
+    """The algorithm in force at a step: from each step that `algo.phases` names on, with other keys.
+
+    A `balance` is taken in place of the job's own, where it has one.
+    """
     section, given = job.sections["algo"], {"net": net, **_balance(job)}
+    if "balance" in given and balance is not None:
+        given["balance"] = balance
     starts, algos = [0], [fulfilled(construct(section, "algo", **given), Algorithm, "algo")]
     for step, changes in job.phases.items():
         section = {**section, **changes}

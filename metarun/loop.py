@@ -94,7 +94,7 @@ class Loop:
 
     def run(self, state: State) -> None:
         """Trains until steps, time or patience are used up. Raises Stopped, with all saved, when told to stop."""
-        samples = self._samples(state.step)
+        samples = self.samples(state.step)
         window = Window()
         started = time.perf_counter() - state.seconds
         try:
@@ -111,7 +111,7 @@ class Loop:
                     return
                 if signal is not None:
                     raise Stopped(signal)
-                self._step(state, samples, window)
+                self.step(state, samples, window)
                 self.tracker.step(state.step)
                 if state.step % self.plan.log_every == 0:
                     self._flush(state, window)
@@ -128,7 +128,7 @@ class Loop:
         tired = plan.patience is not None and state.stale >= plan.patience
         return state.step >= plan.steps or state.seconds >= plan.max_seconds or tired
 
-    def _samples(self, start: int) -> Generator[tuple[Any, int], None, None]:
+    def samples(self, start: int) -> Generator[tuple[Any, int], None, None]:
         """Of each step, this rank's sample and the tasks of all ranks; from a disk the next is fetched meanwhile."""
         sample, steps = partial(self._sample, torch.Generator(self.device)), range(start, self.plan.steps)
         if self.sampler.from_disk:
@@ -142,7 +142,7 @@ class Loop:
         share = self.team.share(total)
         return self.sampler.gather({name: lots[share] for name, lots in draw.items()}), total
 
-    def _step(self, state: State, samples: Iterator[tuple[Any, int]], window: Window) -> None:
+    def step(self, state: State, samples: Iterator[tuple[Any, int]], window: Window) -> None:
         """One meta-step. Its randomness is a function of seed and step alone, so resuming needs no generator state."""
         sample, total = next(samples)
         self._tell(state)

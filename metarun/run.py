@@ -82,7 +82,7 @@ def run(job: Job) -> dict[str, Any]:
         with team.in_turn():
             parts = build(job)
         state = _start(job, parts, saved)
-        _rehearse(parts, state)
+        rehearse(parts, state)
         record |= result.facts(job, parts, state.params)
         if job.resumes:
             record |= result.progress(job, parts, state)
@@ -212,7 +212,7 @@ def first_params(job: Job, parts: Parts) -> Params:
     return {name: p.to(parts.device) for name, p in fresh.items()}
 
 
-def _rehearse(parts: Parts, state: State) -> None:
+def rehearse(parts: Parts, state: State) -> None:
     """One task is adapted to and predicted before hours of training: what cannot be tested is told now."""
     exam = replace(parts.test.first(), steps=min(1, parts.test.steps), marks=[1])
     evaluate(parts.tested(state.step), state.params, exam, Parallel("loop", 1), say=log.info)

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -182,6 +182,11 @@ class Data(Protocol):
         """The sampler of another way to draw training tasks than episodes; one that is not offered is refused."""
         ...
 
+    def pictures(self, split: str) -> Iterator[tuple[str, Tensor]]:
+        """Yields all images of a split, each once and as it is stored, uint8 [M, C, H, W], in pieces with a name (a
+        class's, say). There are none where inputs are no images, or where there is no such split."""
+        ...
+
 
 class Source(Protocol):
     """What a data set's YAML describes."""
@@ -242,7 +247,18 @@ class MetaGradient(Protocol):
 
     def meta_grad(self, params: Params, sample: Any, parallel: ParallelMap) -> tuple[Params, Metrics]:
         """Takes θ, the tasks of a step and how to map over them. Returns, by name, the slope of each learned entry and
-        the next value of each memory that changes; and metrics, of which `loss` must be one. No input is changed."""
+        the next value of each memory that changes; and metrics, of which `loss` must be one: what the slopes are of.
+        No input is changed."""
+        ...
+
+
+@runtime_checkable
+class FirstOrder(Protocol):
+    """What an algorithm is, too, whose slopes leave out by design some of how its `loss` depends on θ."""
+
+    @property
+    def first_order(self) -> bool:
+        """Whether they do: a key of the algorithm, or a constant of its class."""
         ...
 
 

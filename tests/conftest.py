@@ -26,8 +26,8 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from metarun.backbones.cnn import CNN
+from metarun.cli.compose import _test_data
 from metarun.cli.main import main
-from metarun.cli.train import _test_data
 from metarun.construct import construct
 from metarun.data.draw.source import split_classes
 from metarun.data.images.collection import Collection

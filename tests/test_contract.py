@@ -59,6 +59,7 @@ ALLOWED = {
     "evaluate": WORDS | {"maths", "engine", "metrics"},
     "state": WORDS | {"engine"},
     "loop": WORDS | {"engine", "tracking", "metrics", "state"},
+    "check": WORDS | {"maths", "engine", "evaluate", "loop", "state"},
 }
 TOP = {"build", "identity", "run", "result", "cli"}
 ROOMS = {"algos": "algo", "balance": "balance", "backbones": "backbone", "data": "data"}  # of choices -> group

@@ -93,7 +93,7 @@ class MAMLPlusPlus:
             judged = [judge(self.net.heads, self.predict(fast, task.query.x), task.query.y) for fast in asked]
             losses = torch.stack([loss for loss, _ in judged])
             total = (self.weights(params[STEP], len(losses)) * losses).sum()
-            return total, {**judged[-1][1], **self._seen(path, task.query.x)}
+            return total, {**judged[-1][1], "loss": total.detach(), **self._seen(path, task.query.x)}
 
         slope, found = parallel.mean_grad(loss, params, episode)
         seen = {name: found.pop(name) for name in memory(found)}

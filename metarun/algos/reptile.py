@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -48,6 +48,8 @@ class Reptile:
     inner_steps: Steps
     inner_batch: Count
     inner_moment: Annotated[Literal["task", "kept"], PROTOCOL]
+
+    first_order: ClassVar[bool] = True
 
     def init(self, generator: torch.Generator) -> Params:
         params = self.net.init(generator)

@@ -8,6 +8,7 @@ import metarun
 
 # Each has main(arguments) -> exit code. What it raises is told in one line.
 VERBS = (
+    "check",
     "help",
     "report",
 )

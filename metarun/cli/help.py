@@ -48,6 +48,7 @@ Examples
 {examples}
 
 More
+  metarun check algo=maml data=omniglot before a long run: gradients, leaks, the time and memory it needs
   metarun report outputs                compare runs; tensorboard --logdir outputs shows their curves
   metarun resume=RUN_DIR train.steps=N  go on with a run; test.only=true repeats its meta-test
   metarun algo=mtl --cfg job            all keys and values of a run, without running it

@@ -47,6 +47,8 @@ def new_folder(folder: str) -> str:
 
 def forget(folder: Path) -> None:
     """Removes the folder of a run that never began, and those around it that then are empty, up to where one stands."""
+    if folder == Path.cwd():
+        return
     with suppress(OSError):  # it holds something, or is gone
         folder.rmdir()
         for parent in folder.parents:

@@ -1,172 +1,21 @@
-"""`metarun [key=value ...]`: Hydra composes the config of one run, or with -m of each run of a sweep, and it is run."""
+"""`metarun [key=value ...]`: runs what was asked for, alone or as a sweep."""
 
 from __future__ import annotations
 
 import logging
-import os
-import sys
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from functools import partial
-from pathlib import Path
-from typing import Any
 
-import hydra
-from hydra.core.hydra_config import HydraConfig
-from hydra.errors import MissingConfigException
-from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
-
-from metarun import settings
-from metarun.cli import CONF, mistakes, names
-from metarun.cli.overrides import CONFIG, HYDRA, OVERRIDES, for_hydra, parsed, parted, places_of_code, quoted, signed
-from metarun.cli.trust import check_targets
-from metarun.construct import nearest
-from metarun.engine.ranks import Team, join
-from metarun.errors import UserError
+from metarun.cli.compose import each_job
 from metarun.settings import Job
-from metarun.tracking import atomic
-
-
-@dataclass
-class Jobs:
-    """How the one run or the runs of a sweep went."""
-
-    process: int = field(default_factory=os.getpid)
-    sweep: bool = False
-    begun: int = 0
-    failed: list[int] = field(default_factory=list)  # exit codes
 
 
 def main(arguments: list[str]) -> int:
-    """Runs what was asked for, alone or as a sweep, and returns the exit code."""
-    os.environ.setdefault("HYDRA_FULL_ERROR", "1")  # errors arrive here whole, to be told in one line
+    """Trains and tests, and returns the exit code."""
     logging.raiseExceptions = False  # a full disk is told once, not at each line of run.log
-    team = join()
-    names.register(team)
-    code = _answered(arguments, team, Jobs())
-    team.end(code)
-    return code
+    return each_job(arguments, _run)
 
 
-def _answered(arguments: list[str], team: Team, jobs: Jobs) -> int:
-    try:
-        sys.argv[1:] = team.broadcast(partial(hydra_arguments, arguments, team))
-        sys.path += places_of_code(sys.argv[1:])
-        _hydra(jobs, team, parted(arguments)[1])()
-        team.leave()
-    except KeyboardInterrupt as stopped:
-        team.tell_once()
-        return mistakes.tell_stopped(stopped, sweep=jobs.sweep)
-    except Exception as error:
-        team.tell_once()
-        return mistakes.tell(error)
-    if jobs.failed:
-        print(f"metarun: {len(jobs.failed)} of {jobs.begun} jobs failed.", file=sys.stderr)
-    return min(jobs.failed, default=0)  # a bug's, if there was one
+def _run(job: Job) -> int:
+    from metarun.run import run  # torch takes a second to import; --cfg job must not wait for it
 
-
-def hydra_arguments(arguments: list[str], team: Team) -> list[str]:
-    """What Hydra is started with."""
-    if team.size > 1 and {"-m", "--multirun"} & set(arguments):
-        raise UserError("-m runs one job after the other, torchrun one job on many devices. Leave out one of them.")
-    return for_hydra(arguments, CONF)
-
-
-def _hydra(jobs: Jobs, team: Team, words: list[str]) -> Callable[[], None]:
-    """Hydra's main function, which reads sys.argv and calls `job` with each config; `words` are what was typed now."""
-
-    @hydra.main(version_base="1.3", config_path=str(CONF), config_name="config")
-    def job(config: DictConfig) -> None:
-        jobs.sweep = sweep = HydraConfig.get().mode == RunMode.MULTIRUN
-        name = f"job {HydraConfig.get().job.num} ({HydraConfig.get().job.override_dirname})" if sweep else ""
-        jobs.begun += 1
-        try:
-            from metarun.run import run  # torch takes a second to import; --cfg job must not wait for it
-
-            if sweep:
-                print(f"{name}\n", flush=True)
-            run(_job(config, team, words))
-        except Exception as error:
-            if not sweep:
-                team.tell_once()
-                sys.exit(mistakes.tell(error))
-            jobs.failed.append(mistakes.tell(error, f"{name} failed: "))
-            if os.getpid() != jobs.process:
-                raise  # a launcher's worker: only Hydra can tell the process that waits
-        finally:
-            if team.rank == 0:
-                names.forget(Path(HydraConfig.get().runtime.output_dir))
-
-    return job
-
-
-def _job(config: DictConfig, team: Team, words: list[str]) -> Job:
-    """The composed config as the run takes it."""
-    plain = _plain(config)
-    settings.check_sections(plain)
-    if plain["resume"] is not None:
-        check_targets(plain, parsed(words), places_of_code(sys.argv[1:]))
-    test_data = _test_data(config)
-    places = _anchored(plain, test_data)
-    runtime, typed = HydraConfig.get().runtime, HydraConfig.get().overrides.task
-    folder = Path(runtime.output_dir)
-    return Job(
-        config=plain,
-        choices={group: str(choice) for group, choice in runtime.choices.items()},
-        test_data=test_data,
-        folder=folder,
-        label=names.typed_label(typed, folder) if plain["resume"] is not None else "",
-        remember=partial(_remember, config, list(typed), places, folder),
-        team=team,
-    )
-
-
-def _anchored(config: dict[str, Any], test_data: dict[str, Any] | None) -> dict[str, str]:
-    """Makes places in the config absolute, and returns them by key: a run is resumed from other folders, too, and
-    without the variables that named them."""
-    if test_data and isinstance(test_data.get("root"), str):
-        config["test"]["root"] = test_data["root"] = _absolute(test_data["root"])
-    places = {}
-    for key in settings.places(config):
-        section, _, name = key.partition(".")
-        if isinstance(config[section].get(name), str):
-            places[key] = config[section][name] = _absolute(config[section][name])
-    return places
-
-
-def _absolute(path: str) -> str:
-    return str(Path(os.path.expanduser(path)).absolute())
-
-
-def _remember(config: DictConfig, typed: list[str], places: dict[str, str], folder: Path) -> None:
-    """Writes the record of a run that begins or goes on, each file whole or not at all."""
-    for key, place in places.items():
-        OmegaConf.update(config, key, place)
-    own = [f"{key}={quoted(place)}" for key, place in places.items()]
-    words = [o.input_line for o in parsed(typed) if o.key_or_group not in places]
-    hydra = OmegaConf.create({"hydra": HydraConfig.get()})
-    atomic.replace(folder / CONFIG, OmegaConf.to_yaml(config).encode())
-    atomic.replace(folder / HYDRA, OmegaConf.to_yaml(hydra).encode())
-    atomic.replace(folder / OVERRIDES, signed(OmegaConf.to_yaml(OmegaConf.create([*words, *own]))).encode())
-
-
-def _test_data(config: DictConfig) -> dict[str, Any] | None:
-    """The section of the data set that `test.data` names, but for what `test.keys` says of it."""
-    if config.test.data is None:
-        return None
-    words = [f"data={quoted(config.test.data)}"]  # quoted, a number is a name too
-    if config.test.root is not None:
-        words.append(f"data.root={quoted(config.test.root)}")
-    try:
-        return _plain(hydra.compose("config", words).data)
-    except MissingConfigException as error:
-        near = nearest(str(config.test.data), error.options or [])
-        raise UserError(f"test.data={config.test.data}: there is no such data.{near}") from error
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    """The config as plain dicts, with every reference between keys resolved."""
-    container = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
-    assert isinstance(container, dict)
-    return {str(key): value for key, value in container.items()}
+    run(job)
+    return 0

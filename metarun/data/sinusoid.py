@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -60,6 +61,9 @@ class SinusoidData:
 
     def tasks(self, by: str, shots: int) -> SinusoidSampler:
         raise not_offered(by, "sinusoid", self.offers)
+
+    def pictures(self, split: str) -> Iterator[tuple[str, Tensor]]:
+        return iter(())
 
 
 @dataclass(frozen=True)

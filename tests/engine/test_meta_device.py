@@ -131,7 +131,7 @@ def steps(found: Any, optimizer: Callable[..., Any]) -> tuple[State, Window]:
     samples: Iterator[tuple[Any, int]] = iter([(moved(found.sample), 6)] * 3)
     loop = loop_of(found.algo)
     for _ in range(3):
-        loop._step(state, samples, window)
+        loop.step(state, samples, window)
     return state, window
 
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from metarun.cli import CONF
-from metarun.cli.train import hydra_arguments
+from metarun.cli.compose import hydra_arguments
 from metarun.engine.device import pick
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError

@@ -130,11 +130,11 @@ def trained(name: str, team: Team) -> Params:
     compiler = torch.compile
     if "traced" in run:  # alone: what tracing drops is gone before the compiler sees it
         torch.compile = lambda program, dynamic: program  # type: ignore[assignment]
-    samples = loop._samples(0)
+    samples = loop.samples(0)
     window: Any = SimpleNamespace(metrics=[], tasks=0)
     try:
         for _ in range(4):
-            loop._step(state, samples, window)
+            loop.step(state, samples, window)
     finally:
         torch.compile = compiler
     return {**state.params, "losses": torch.stack([metrics["loss"] for metrics in window.metrics])}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from metarun.data.draw.episodes import EpisodeSampler, Sizes
 from metarun.data.draw.offers import not_offered
 from metarun.data.draw.rows import Rows, RowSampler
-from metarun.data.draw.split import ClassSplit, Turning
+from metarun.data.draw.split import ClassSplit, Turning, stored
 from metarun.data.draw.tasks import TaskSampler
 from metarun.data.images.collection import Collection
 from metarun.data.images.mapped import Mapped, Resident, placed
@@ -45,6 +45,13 @@ class ImageData:
     def classes(self) -> dict[str, list[str]]:
         """Turned ones once."""
         return {name: list(dict.fromkeys(split.names)) for name, split in self.splits.items()}
+
+    def pictures(self, split: str) -> Iterator[tuple[str, Tensor]]:
+        """The images of one class after the other; a turned class shows those of the one that is not."""
+        if split in self.splits:
+            chosen = self.splits[split]
+            for c in (chosen.turns == 0).nonzero().flatten().tolist():
+                yield chosen.names[c], stored(self.images, chosen.rows[c, : int(chosen.counts[c])])
 
     def to(self, device: torch.device, resident: Resident) -> ImageData:
         moved = {name: split.to(device) for name, split in self.splits.items()}

@@ -42,9 +42,14 @@ class ClassSplit:
         return replace(self, rows=self.rows.to(device), counts=self.counts.to(device), turns=self.turns.to(device))
 
 
+def stored(images: Tensor | Mapped, rows: Tensor) -> Tensor:
+    """The images at `rows`, as they are."""
+    return images.read(rows).unflatten(0, rows.shape) if isinstance(images, Mapped) else images[rows]
+
+
 def pixels(images: Tensor | Mapped, rows: Tensor, turns: Tensor) -> Tensor:
     """The images at `rows`, each turned by 90° `turns` times, as floats in [0, 1]."""
-    chosen = images.read(rows).unflatten(0, rows.shape) if isinstance(images, Mapped) else images[rows]
+    chosen = stored(images, rows)
     if chosen.shape[-1] == chosen.shape[-2]:
         turns = turns[..., None, None, None]
         chosen = torch.where(turns >= 2, chosen.flip(-2, -1), chosen)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from metarun.data.draw.offers import not_offered, one_size
 from metarun.data.draw.rows import RowEpisodeSampler, Rows, RowSampler
-from metarun.data.images.mapped import Mapped, Resident, placed
+from metarun.data.draw.split import stored
+from metarun.data.images.mapped import PIECE, Mapped, Resident, placed
 from metarun.errors import UserError
 from metarun.types import Span
 
@@ -34,6 +35,11 @@ class TableData:
     @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.images.shape[1:])
+
+    def pictures(self, split: str) -> Iterator[tuple[str, Tensor]]:
+        """The images in pieces, which are named by the place of their first one."""
+        for rows in self.splits[split].image.split(PIECE):
+            yield f"images from {int(rows[0])} on", stored(self.images, rows)
 
     def to(self, device: torch.device, resident: Resident) -> TableData:
         moved = {name: rows.to(device) for name, rows in self.splits.items()}
