@@ -301,10 +301,10 @@ def _meta_test(job: Job, parts: Parts, state: State, trackers: Trackers) -> Verd
 
 
 def _check_score(job: Job, parts: Parts, record: dict[str, Any]) -> None:
-    """A meta-test without a number is no success."""
-    name = parts.test_data.metric
-    if not math.isfinite(scores(record["test"])[name].mean):
+    """A meta-test that ended in numbers on no task, or whose score is none, is no success."""
+    name, test = parts.test_data.metric, record["test"]
+    if test["diverged"] == test["tasks"] or not math.isfinite(scores(test)[name].mean):
         raise UserError(
             f"the meta-test's {name} is no number: adaptation diverged on every task. "
-            "Lower algo.inner_lr or test.adapt_steps."
+            "Lower optim.lr, algo.inner_lr or test.adapt_steps."
         )

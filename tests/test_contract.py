@@ -25,7 +25,11 @@ from metarun.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "metarun"
-CHOICES = sorted((folder.name, file.stem) for folder in CONF.iterdir() for file in folder.glob("*.yaml"))
+CHOICES = sorted(
+    (folder.name, str(file.relative_to(folder).with_suffix("")))
+    for folder in CONF.iterdir()
+    for file in folder.rglob("*.yaml")
+)
 GIVEN: dict[str, set[str]] = {  # by the run, not by the YAML
     "algo": {"net", "balance"},
     "balance": set(),

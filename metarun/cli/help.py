@@ -78,7 +78,15 @@ def _groups(conf: Path) -> list[str]:
 
 def _group(group: str, folders: tuple[Path, ...]) -> str:
     files = {file.stem: file for folder in folders for file in (folder / group).glob("*.yaml")}
-    return f"{group}=\n" + _columns([(f"  {name}", comment(files[name])) for name in sorted(files)]) + "\n"
+    rows = [(f"  {name}", comment(files[name])) for name in sorted(files)]
+    inner = sorted({sub.name for folder in folders for sub in (folder / group).glob("*/")})
+    rows += [(f"  {name}/", ", ".join(sorted(_stems(folders, group, name)))) for name in inner]
+    return f"{group}=\n" + _columns(rows) + "\n"
+
+
+def _stems(folders: tuple[Path, ...], group: str, inner: str) -> set[str]:
+    """The choices in a folder within a group."""
+    return {file.stem for folder in folders for file in (folder / group / inner).glob("*.yaml")}
 
 
 def _columns(rows: tuple[tuple[str, str], ...] | list[tuple[str, str]]) -> str:

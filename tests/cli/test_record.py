@@ -203,6 +203,16 @@ def test_a_meta_test_without_a_number_fails_and_keeps_what_it_found(
     assert written["status"] == "failed" and written["test"]["mse"]["mean"] is None
 
 
+def test_a_meta_test_whose_every_task_diverged_fails_though_its_accuracy_is_zero(metarun: Callable[..., Any]) -> None:
+    small = ("data.alphabets=6", "data.characters=5", "data.drawings=6", "data.ways=3", "backbone.channels=[4,4,4,4]")
+    short = ("train.steps=2", "train.tasks=2", "val.tasks=2", "test.tasks=2", "parallel=loop", "backbone.norm=none")
+    assert metarun(*small, *short, "hydra.run.dir=run").code == 0
+    outcome = metarun("resume=run", "test.only=true", "algo.inner_lr=1e30", "name=wild")
+    assert outcome.code == 2 and "the meta-test's accuracy is no number: adaptation diverged on every" in outcome.err
+    written = json.loads(Path("run/result-wild.json").read_text())
+    assert written["status"] == "failed" and written["test"]["accuracy"]["mean"] == 0.0
+
+
 def test_parameters_that_are_no_numbers_are_not_tested(quick: Callable[..., Any], metarun: Callable[..., Any]) -> None:
     quick("hydra.run.dir=run")
     file = "run/checkpoints/best.pt"

@@ -59,9 +59,9 @@ class ImageData:
 
     def episodes(self, split: str, ways: Span, shots: Span, queries: int, section: str = "data") -> EpisodeSampler:
         """Tasks of one split; `section` is the part of the config where a number that cannot be is mended."""
-        for key, value in (("ways", ways), ("shots", shots), ("queries", queries)):
-            if ends(value)[0] < 1:
-                raise UserError(f"{section}.{key}={value} must be at least 1. Raise it.")
+        for key, value, least in (("ways", ways, 2), ("shots", shots, 1), ("queries", queries, 1)):
+            if ends(value)[0] < least:
+                raise UserError(f"{section}.{key}={value} must be at least {least}. Raise it.")
         if self.unlabelled and not isinstance(shots, int):
             raise UserError(
                 f"data.unlabelled={self.unlabelled} with {section}.shots={[*shots]}: what fills a task up would pass "
