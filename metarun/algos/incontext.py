@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from metarun.maths.inner import query_grad
 from metarun.maths.net import Net
 from metarun.maths.part import Part
+from metarun.maths.prototypes import membership, present
 from metarun.types import Batch, Count, Episode, Metrics, Outputs, ParallelMap, Params, Positive, UserError
 
 SCALE = "log_scale"
-# φ's entries: support tokens before each layer and after the last [L+1, B, ...], and [N, B] whose class is whose
+# φ's entries: support tokens before each layer and after the last [L+1, B, ...], and [B, N] whose class is whose
 FEATURES, LABELS, MEMBER = "context.features", "context.labels", "context.member"
 
 
@@ -63,18 +64,17 @@ class InContext:
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
         name, ways = self.net.classes()
         seen = self.net.features(params, support.x)  # the support set's statistics are its batch's own
-        member = (support.y[name] == torch.arange(ways, device=seen.device)[:, None]).to(seen.dtype)
-        features, labels = self.reader(params, seen, member.T, member.sum(0) > 0)
+        member = membership(support.y[name], ways, seen.dtype)
+        features, labels = self.reader(params, seen, member, member.sum(1) > 0)
         yield {**self.net.given(params, support), FEATURES: features, LABELS: labels, MEMBER: member}
 
     def predict(self, fast: Params, x: Tensor) -> Outputs:
         member, seen = fast[MEMBER], self.net.features(fast, x)
-        none = seen.new_zeros(len(x), len(member))
-        features, labels = self.reader(fast, seen, none, member.sum(0) > 0, (fast[FEATURES], fast[LABELS]))
-        means = F.normalize(member @ fast[FEATURES][-1], dim=1)
+        none = seen.new_zeros(len(x), member.shape[1])
+        features, labels = self.reader(fast, seen, none, member.sum(1) > 0, (fast[FEATURES], fast[LABELS]))
+        means = F.normalize(member.T @ fast[FEATURES][-1], dim=1)
         logits = fast[SCALE].exp() * (F.normalize(features[-1], dim=1) @ means.T + labels[-1])
-        # finite, so that the loss is a number even where no class has a row
-        return self.net.read(logits.masked_fill(member.sum(1) == 0, torch.finfo(logits.dtype).min))
+        return self.net.read(present(logits, member.sum(0)))
 
     def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
         return query_grad(self, params, episode, parallel, steps=0)

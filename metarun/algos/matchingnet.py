@@ -27,10 +27,11 @@ from torch import Tensor, nn
 from metarun.maths.inner import query_grad
 from metarun.maths.net import Net
 from metarun.maths.part import Part
+from metarun.maths.prototypes import membership, present
 from metarun.types import Batch, Count, Episode, Metrics, Outputs, ParallelMap, Params, Positive
 
 SCALE = "log_scale"
-ROWS, MEMBERS = "matching.rows", "matching.members"  # φ's entries: g [B, D], and [N, B] whether a row is of a class
+ROWS, MEMBERS = "matching.rows", "matching.members"  # φ's entries: g [B, D], and [B, N]: 1 where a row is of a class
 
 
 @dataclass(frozen=True)
@@ -54,21 +55,19 @@ class MatchingNet:
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
         name, ways = self.net.classes()
-        members = support.y[name] == torch.arange(ways, device=support.x.device)[:, None]
+        members = membership(support.y[name], ways, support.x.dtype)
         rows = self.net.features(params, support.x)  # the support set's statistics are its batch's own
         if self.full_context:
-            rows = self.context(params, rows, members.any(0))
+            rows = self.context(params, rows, members.sum(1) > 0)
         yield {**self.net.given(params, support), ROWS: rows, MEMBERS: members}
 
     def predict(self, fast: Params, x: Tensor) -> Outputs:
         members, rows, query = fast[MEMBERS], fast[ROWS], self.net.features(fast, x)
         if self.full_context:
-            query = self.context(fast, rows, members.any(0), query)
+            query = self.context(fast, rows, members.sum(1) > 0, query)
         alike = fast[SCALE].exp() * F.normalize(query, dim=1) @ F.normalize(rows, dim=1).T  # [Q, B]
-        # finite, so that the loss is a number even where no class has a row
-        none = torch.finfo(alike.dtype).min
-        attention = alike.masked_fill(~members.any(0), none).log_softmax(1)
-        return self.net.read(attention[:, None].masked_fill(~members, none).logsumexp(2))
+        attention = present(alike, members.sum(1)).log_softmax(1)
+        return self.net.read(present(attention[:, None], members.T).logsumexp(2))
 
     def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
         return query_grad(self, params, episode, parallel, steps=0)

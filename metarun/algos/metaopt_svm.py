@@ -22,11 +22,12 @@ from torch import Tensor
 
 from metarun.maths.inner import query_grad
 from metarun.maths.net import Net
+from metarun.maths.prototypes import membership, present
 from metarun.maths.svm import crammer_singer
 from metarun.types import Batch, Episode, Metrics, Outputs, ParallelMap, Params, Positive, UserError
 
 SCALE = "log_scale"
-WEIGHT, ABSENT = "svm.weight", "svm.absent"  # φ's entries: [N, D], and [N] whether no support row is of the class
+WEIGHT, ROWS = "svm.weight", "svm.rows"  # φ's entries: [N, D], and [N] support rows of each class
 
 
 @dataclass(frozen=True)
@@ -44,13 +45,11 @@ class MetaOptSVM:
         y = support.y[name]
         features = self.net.features(params, support.x)  # the support set's statistics are its batch's own
         weight = params[SCALE].exp() * crammer_singer(features, y, ways, self.penalty)
-        absent = (y != torch.arange(ways, device=y.device)[:, None]).all(1)
-        yield {**self.net.given(params, support), WEIGHT: weight, ABSENT: absent}
+        rows = membership(y, ways, features.dtype).sum(0)
+        yield {**self.net.given(params, support), WEIGHT: weight, ROWS: rows}
 
     def predict(self, fast: Params, x: Tensor) -> Outputs:
-        logits = self.net.features(fast, x) @ fast[WEIGHT].T
-        # finite, so that the loss is a number even where no class has a row
-        return self.net.read(logits.masked_fill(fast[ABSENT], torch.finfo(logits.dtype).min))
+        return self.net.read(present(self.net.features(fast, x) @ fast[WEIGHT].T, fast[ROWS]))
 
     def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
         return query_grad(self, params, episode, parallel, steps=0)

@@ -31,6 +31,7 @@ from metarun.maths.losses import judge
 from metarun.maths.net import Net
 from metarun.maths.norm import norm_layer
 from metarun.maths.part import Part
+from metarun.maths.prototypes import membership, present, prototypes
 from metarun.types import PROTOCOL, Batch, Episode, Metrics, Outputs, ParallelMap, Params
 
 MEANS, ROWS = "relation.means", "relation.rows"  # φ's entries: [N, C, H, W], and [N] support rows behind each
@@ -55,15 +56,12 @@ class RelationNet:
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
         name, ways = self.net.classes()
         maps = self.net.maps(params, support.x)  # the support set's statistics are its batch's own
-        member = (support.y[name] == torch.arange(ways, device=maps.device)[:, None]).to(maps.dtype)  # [N, B]
-        rows = member.sum(1)
-        means = torch.tensordot(member / rows.clamp(min=1)[:, None], maps, 1)
+        means, rows = prototypes(maps.flatten(1), support.y[name], ways)
+        means = means.unflatten(1, maps.shape[1:])
         yield {**self.net.given(params, support), MEANS: means, ROWS: rows}
 
     def predict(self, fast: Params, x: Tensor) -> Outputs:
-        scores = self.relation(fast, fast[MEANS], self.net.maps(fast, x))
-        # finite, so that the loss is a number even where no class has a row
-        return self.net.read(scores.masked_fill(fast[ROWS] == 0, torch.finfo(scores.dtype).min))
+        return self.net.read(present(self.relation(fast, fast[MEANS], self.net.maps(fast, x)), fast[ROWS]))
 
     def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
         name, ways = self.net.classes()
@@ -73,9 +71,9 @@ class RelationNet:
             value, metrics = judge(self.net.heads, outputs, task.query.y)
             if self.loss == "cross_entropy":
                 return value, metrics
-            y = task.query.y[name][:, None]
-            error = outputs[name].sigmoid() - (y == torch.arange(ways, device=y.device)).to(value.dtype)
-            value = (error.square() * (y >= 0)).sum() / (y >= 0).sum().clamp(min=1)
+            y = task.query.y[name]
+            known, error = (y >= 0)[:, None], outputs[name].sigmoid() - membership(y, ways, value.dtype)
+            value = (error.square() * known).sum() / known.sum().clamp(min=1)
             return value, {**metrics, "loss": value.detach()}
 
         return parallel.mean_grad(loss, params, episode)
