@@ -76,8 +76,8 @@ class Sparse:
             return {n: towards(params[n], p, self.inner_lr * self._threshold(params, n)) for n, p in moved.items()}
 
         for fast in sgd(loss, params, support, shrunk, steps, adapted, self.first_order):
-            changed = torch.stack([(fast[name] != params[name]).sum() for name in adapted]).sum()
-            yield {**self.net.given(fast, support), CHANGED: changed / entries}
+            changed = torch.stack([(fast[name] != params[name]).sum(dtype=params[name].dtype) for name in adapted])
+            yield {**self.net.given(fast, support), CHANGED: changed.sum() / entries}
 
     def predict(self, fast: Params, x: Tensor) -> Outputs:
         return self.net(fast, x)
