@@ -37,6 +37,7 @@ from metarun.types import Algorithm, Batch, Draw, Episode, Head, Heads, Params, 
 
 CONF = Path(__file__).parents[1] / "conf"
 SIDE = 8
+FEW = 3  # inner steps: more prove nothing else
 QUICK = (
     "data=sinusoid",
     "backbone.hidden=[4]",
@@ -179,9 +180,10 @@ def _case(
     shots: Span = 2,
     **keys: Any,
 ) -> Case:
-    section = {
-        key: value for key, value in {**_sections(name)["algo"], **keys}.items() if key not in ("trains_on", "phases")
-    }
+    own = {key: value for key, value in _sections(name)["algo"].items() if key not in ("trains_on", "phases")}
+    if own.get("inner_steps", 0) > FEW:
+        own["inner_steps"] = FEW
+    section = {**own, **keys}
     collection = _collection()
     everything = {"train": range(len(collection.names))}
     data = split_classes("random", collection, everything, {"train": False}, {})

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -49,6 +50,8 @@ class ImplicitMAML:
     proximal: Positive
     cg_steps: Natural
     damping: Rate
+
+    first_order: ClassVar[bool] = True  # an approximation: how far the steps are from their minimum is left out
 
     def init(self, generator: torch.Generator) -> Params:
         return self.net.init(generator)

@@ -40,6 +40,9 @@ def fit(
     where it is a cosine layer.
     """
     given = net.given(params, support)
+    if not len(support.x):  # the task's heads are those of θ, and there is nothing to fit them to
+        yield given
+        return
     features = Batch(seen(net, given, support.x), support.y)
     if moving == "head":  # whose features are computed once: the trunk does not move
 

@@ -38,7 +38,7 @@ def test_without_a_step_it_is_protonet(
     """−‖f − c‖² = 2 c·f − ‖c‖² − ‖f‖², and what all classes share changes neither loss nor choice."""
     net, tasks = conv_net(), episode()
     params = start(net)
-    expected, scores = ProtoNet(net).meta_grad(params, tasks, MAPPINGS[0])
+    expected, scores = ProtoNet(net, 0).meta_grad(params, tasks, MAPPINGS[0])
     slope, metrics = learner(net, steps=0).meta_grad(params, tasks, MAPPINGS[0])
     assert close(slope, expected) and close(metrics, scores)
 

@@ -46,6 +46,20 @@ def test_the_first_step_of_a_new_head_is_that_of_softmax_regression_from_zero(
     assert torch.allclose(after["head.bias"], -LR * error.mean(0), atol=1e-12)
 
 
+@pytest.mark.parametrize("moving", ["head", "all"])
+def test_without_a_support_set_the_heads_stay_what_they_are(moving: Any, conv_net: Callable[..., Net]) -> None:
+    """Also beneath vmap, where batch norm takes no empty batch."""
+    net = conv_net()
+    params = {name: p.double() for name, p in net.init(torch.Generator().manual_seed(0)).items()}
+    nothing = Batch(torch.zeros(2, 0, 1, 8, 8).double(), {"class": torch.zeros(2, 0).long()})
+
+    def path(x: torch.Tensor, y: torch.Tensor) -> list[Params]:
+        return list(fit(net, params, Batch(x, {"class": y}), LR, 5, moving))
+
+    (found,) = torch.vmap(path, out_dims=None)(nothing.x, nothing.y["class"])
+    assert all(found[name] is p for name, p in params.items())
+
+
 def test_a_fitted_head_is_what_torchs_sgd_arrives_at(conv_net: Callable[..., Net], support: Batch) -> None:
     net = conv_net()
     net, params = trained(net)
