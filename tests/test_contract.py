@@ -216,6 +216,16 @@ def test_every_choice_opens_with_its_description_in_one_line(group: str, name: s
     assert words in "".join(file.read_text().splitlines(keepends=True)[:2])
 
 
+def test_every_algorithm_has_a_recipe_of_three_minutes() -> None:
+    folder = CONF / "experiment" / "three_minutes"
+    chosen = {}
+    for file in folder.glob("*.yaml"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("config", [f"experiment=three_minutes/{file.stem}"], return_hydra_config=True)
+        chosen[file.stem] = config.hydra.runtime.choices.algo
+    assert chosen == {name: name for group, name in CHOICES if group == "algo"}
+
+
 @pytest.mark.parametrize(("group", "name"), BUILT)
 def test_the_keys_of_a_yaml_are_the_arguments_of_its_target(group: str, name: str) -> None:
     values = section(group, name)

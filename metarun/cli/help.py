@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from metarun.cli import CONF
+from metarun.errors import few
 
 # The groups in the order in which one asks for them; a folder of conf/ that is not named here comes after these.
 FIRST = ("algo", "balance", "data", "backbone", "optim", "schedule", "device", "experiment")
@@ -80,7 +81,7 @@ def _group(group: str, folders: tuple[Path, ...]) -> str:
     files = {file.stem: file for folder in folders for file in (folder / group).glob("*.yaml")}
     rows = [(f"  {name}", comment(files[name])) for name in sorted(files)]
     inner = sorted({sub.name for folder in folders for sub in (folder / group).glob("*/")})
-    rows += [(f"  {name}/", ", ".join(sorted(_stems(folders, group, name)))) for name in inner]
+    rows += [(f"  {name}/", few(sorted(_stems(folders, group, name)))) for name in inner]
     return f"{group}=\n" + _columns(rows) + "\n"
 
 

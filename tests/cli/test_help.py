@@ -62,3 +62,10 @@ def test_every_example_composes(metarun: Callable[..., Any], command: str) -> No
 def test_help_is_asked_for_in_three_ways_and_amid_other_words(metarun: Callable[..., Any]) -> None:
     pages = {metarun(*typed).out for typed in (["--help"], ["-h"], ["help"], ["algo=maml", "--help"])}
     assert pages == {help_page(CONF) + "\n"}
+
+
+def test_choices_in_a_folder_are_named_in_one_line() -> None:
+    page = help_page(CONF)
+    for folder in (CONF / "experiment").glob("*/"):
+        first = sorted(file.stem for file in folder.glob("*.yaml"))[0]
+        assert re.search(rf"^    {folder.name}/ +{first}, .* more$", page, re.MULTILINE)
