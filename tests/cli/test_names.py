@@ -42,3 +42,4 @@ def test_a_sweep_is_called_by_its_name_or_its_algorithms_and_data() -> None:
     choices = {"algo": "maml", "data": "glyphs"}
     assert sweep_name(["algo=maml,mtl", "seed=0,1"], choices) == "maml,mtl_glyphs"
     assert sweep_name(["name=mine"], choices) == "mine"
+    assert sweep_name(["experiment=quick/a,quick/b", "seed=0,1"], choices) == "quick-a,quick-b"
