@@ -225,8 +225,7 @@ def fits(value: Any, hint: Any) -> bool:
     if origin is typing.Literal:
         return any(value == a and type(value) is type(a) for a in arguments)
     if origin in LISTS:
-        whole = isinstance(value, list) and len(_entries(value, hint)) == len(value)
-        return whole and all(fits(v, h) for v, h in _entries(value, hint))
+        return isinstance(value, list) and _is_long(len(value), hint) and all(fits(*e) for e in _entries(value, hint))
     return _is_a(value, origin or hint)
 
 
@@ -247,12 +246,20 @@ def _is_protocol(kind: Any) -> bool:
     return typing.Protocol in getattr(kind, "__bases__", ())
 
 
+def _fixed(hint: Any) -> bool:
+    """Whether the hint of a list names each of its entries."""
+    return typing.get_origin(hint) is tuple and typing.get_args(hint)[-1:] != (...,)
+
+
+def _is_long(length: int, hint: Any) -> bool:
+    """Whether a list may be so long."""
+    return not _fixed(hint) or length == len(typing.get_args(hint))
+
+
 def _entries(values: Sequence[Any], hint: Any) -> list[tuple[Any, Any]]:
-    """Each entry of a list beside its own hint."""
+    """Each entry of a list that is as long as it may be, beside its own hint."""
     hints = typing.get_args(hint)
-    if typing.get_origin(hint) is tuple and hints[-1:] != (...,):
-        return list(zip(values, hints, strict=False)) if len(values) == len(hints) else []
-    return [(value, hints[0]) for value in values]
+    return list(zip(values, hints if _fixed(hint) else [hints[0]] * len(values), strict=True))
 
 
 def _out_of_bounds(value: Any, hint: Any) -> str:
