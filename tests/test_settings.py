@@ -62,7 +62,7 @@ def check(config: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("key", "value", "words"),
     [
-        ("data.shots", 0, "data.shots=0 is too small. Give 1 or more."),
+        ("data.shots", 0, "data.shots=0 is too small. Give 1 or more, but less than 1000001."),
         ("algo.inner_steps", -1, "algo.inner_steps=-1 is too small. Give 0 or more, but less than 1001."),
         ("algo.inner_lr", float("inf"), "algo.inner_lr=inf is not finite. Give a number."),
         ("optim.lr", -1, "optim.lr=-1 is too small. Give 0 or more."),

@@ -63,8 +63,8 @@ def label(text: object) -> str:
 
 
 def sweep_name(words: Iterable[str], choices: Mapping[str, str]) -> str:
-    """What a sweep's directory is called: its name= or its experiments if these were typed, else its algorithms and data
-    sets."""
+    """What a sweep's directory is called: its name= if that was typed, or its experiments, else its algorithms and its
+    data sets."""
     typed = {o.key_or_group: o.get_value_string() if o.is_sweep_override() else o.value() for o in parsed(words)}
     groups = "_".join(str(typed.get(group) or choices[group]) for group in ("algo", "data"))
     return label(typed.get("name") or typed.get("experiment") or groups)
