@@ -88,6 +88,10 @@ def _factor(job: Job) -> Callable[[int, int], float]:
             found = factor(step, job.train.steps)
         except OverflowError:
             found = math.inf
+        except TypeError as error:
+            raise UserError(
+                f"schedule: {one_line(error).rstrip('.')}. Name a function of a step and of the number of all steps."
+            ) from error
         if not isinstance(found, float | int) or not 0 <= found < math.inf:
             raise UserError(f"schedule: the factor of step {step} is {found}. Let it be a number of 0 or more.")
     return factor

@@ -120,7 +120,7 @@ def evaluate(
             between(min(AT_ONCE * len(parts) * team.size, total), total)
         by_mark = tree_map(lambda *leaves: team.gather(torch.cat(leaves).cpu(), total), *parts)
     lost = [int(row.pop(DIVERGED).sum()) for row in by_mark]
-    if lost[-1]:
+    if 0 < lost[-1] < total:  # of all of them the caller has more to say
         say(f"adaptation diverged in {lost[-1]} of {total} tasks")
     rows = [{name: summary(values) for name, values in row.items()} for row in by_mark]
     by_step, diverged = dict(zip(judged, rows, strict=True)), dict(zip(judged, lost, strict=True))

@@ -225,7 +225,10 @@ def _train(job: Job, parts: Parts, state: State, trackers: Trackers, signals: Si
 
     def validate(state: State) -> dict[str, Any]:
         parallel = for_evaluation(state.parallel, parts.device, job.team)
-        return evaluate(parts.tested(state.step), state.params, parts.val, parallel, between, trackers.say).scores
+        found = evaluate(parts.tested(state.step), state.params, parts.val, parallel, between, trackers.say)
+        if found.diverged[max(found.diverged)] == found.tasks:
+            trackers.say(f"adaptation diverged in all {found.tasks} tasks of this validation")
+        return found.scores
 
     loop = loop_of(job, parts, trackers, job.folder / "checkpoints", validate)
     signals.patient = True

@@ -21,7 +21,7 @@ import torch
 import yaml
 from torch import Tensor
 
-from metarun.backbones.mlp import MLP
+from metarun.backbones.cnn import CNN
 from metarun.construct import construct, target_of
 from metarun.data.draw.source import split_classes
 from metarun.data.images.collection import Collection
@@ -42,6 +42,7 @@ CASES = [
     *("tasks famo traced", "rows pcgrad traced", "tasks famo traced plainly"),
     *(["tasks famo compiled"] if shutil.which("g++") else []),
 ]
+PLAIN: dict[str, Any] = {"stride": 1, "pool": 1, "norm": "none", "dropout": 0.0, "flatten": True, "hidden": []}
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ def learner(shared: str, method: str) -> tuple[Any, Any]:
         sampler: Any = data.episodes("train", 3, 1, 2) if by == "episodes" else data.tasks(by, 3)
     else:
         balance, sampler = method, data.tasks("group", 5) if shared == "tasks" else Rows()
-    net = Net.build(partial(MLP, (1, 2, 4), hidden=[5], norm="none"), sampler.heads, "batch")
+    net = Net.build(partial(CNN, (1, 2, 4), channels=[5], **PLAIN), sampler.heads, "batch")
     weighs = "balance" in signature(target_of(section, "algo")).parameters
     chosen = yaml.safe_load((CONF / "balance" / f"{balance}.yaml").read_text())
     given = {"balance": construct(chosen, "balance")} if weighs else {}
@@ -112,6 +113,7 @@ def trained(name: str, team: Team) -> Params:
         algo = Compiled(algo)
     if run == ["traced", "plainly"]:
         team = Plainly(team.rank, team.size, team.store)
+    rate = 0.02 if shared == "algo" else 0.2  # deep ones make much of rounding
     loop = Loop(
         algo=lambda _: algo,
         sampler=sampler,
@@ -120,13 +122,13 @@ def trained(name: str, team: Team) -> Params:
         factor=lambda *_: 1.0,
         choose=lambda *_: Parallel("vmap", 2),
         stop=lambda: None,
-        plan=Plan(0, 4, 3, 0.2, float("inf"), None, None, 99, 99, None),
+        plan=Plan(0, 4, 3, rate, float("inf"), None, None, 99, 99, None),
         tracker=SimpleNamespace(step=lambda _: 0, log=lambda *_: 0, say=lambda _: 0),  # type: ignore[arg-type]
         folder=Path(os.devnull),
         device=torch.device("cpu"),
         team=team,
     )
-    state = State(params, torch.optim.SGD([*learned(params).values()], lr=0.2))
+    state = State(params, torch.optim.SGD([*learned(params).values()], lr=rate))
     compiler = torch.compile
     if "traced" in run:  # alone: what tracing drops is gone before the compiler sees it
         torch.compile = lambda program, dynamic: program  # type: ignore[assignment]

@@ -102,7 +102,7 @@ def test_too_few_images_of_one_class_name_it(numbered: Numbered) -> None:
     ("keys", "message"),
     [
         ((3, 1, 1), "data.ways=3 is more than the 2 classes of numbers's train split"),
-        ((0, 1, 1), "data.ways=0 must be at least 1"),
+        ((0, 1, 1), "data.ways=0 must be at least 2"),
         ((2, 0, 1), "data.shots=0 must be at least 1"),
         ((2, 1, -1), "data.queries=-1 must be at least 1"),
     ],
