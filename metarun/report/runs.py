@@ -41,6 +41,7 @@ class Run:
     steps: int | None
     seconds: float | None
     tasks_per_s: float | None
+    memory_mb: float | None
     protocol: dict[str, Any]  # how it was judged
     silent: frozenset[str]  # settings that are told whether typed or not
     diverged: int  # tasks of the meta-test
@@ -143,6 +144,7 @@ def _run(file: Path, record: dict[str, Any]) -> Run:
         steps=record.get("steps") or None,
         seconds=cost.get("train_s"),
         tasks_per_s=cost.get("tasks_per_s"),
+        memory_mb=cost.get("peak_memory_mb"),
         protocol=protocol,
         silent=frozenset(key for key, value in own.items() if not value.startswith("sha256:")),
         diverged=record["test"].get("diverged") or 0,

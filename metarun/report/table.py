@@ -15,12 +15,14 @@ from metarun.report.compare import Comparison, Group, Section
 from metarun.report.runs import Run
 
 COLUMNS = (
-    *("protocol", "group", "algo", "data", "backbone", "metric", "seeds", "mean", "ci95", "ci95_over", "val"),
-    *("adapt_steps", "steps", "train_s", "tasks_per_s", "difference", "difference_ci95", "difference_seeds"),
+    *("protocol", "group", "algo", "data", "backbone", "metric", "seeds", "mean", "ci95", "ci95_over", "ci95_tasks"),
+    *("val", "adapt_steps", "steps", "train_s", "tasks_per_s", "memory_mb"),
+    *("difference", "difference_ci95", "difference_seeds"),
     *("differs", "episodes", "diverged"),
 )
 
-SPARE = ("tasks/s", "time", "steps", "adapt steps", "validation")  # the first that a terminal can miss, before heads
+# The first that a terminal can miss, before heads.
+SPARE = ("MB", "± tasks", "tasks/s", "time", "steps", "adapt steps", "validation")
 NARROW = 28  # letters to which a group's name may be wrapped
 
 
@@ -28,8 +30,8 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[list[str]]]]:
     """The header, and the rows of each section; what says nothing about any group is left out."""
     metrics = {group.metric for group in comparison.groups}
     one = title(*metrics) if len(metrics) == 1 else ""  # else each cell names its own
-    header = ["protocol", "group", "seeds", f"test {one}".rstrip(), "to the best", *map(title, comparison.heads)]
-    header += ["validation", "adapt steps", "steps", "time", "tasks/s"]
+    header = ["protocol", "group", "seeds", f"test {one}".rstrip(), "± tasks", "to the best"]
+    header += [*map(title, comparison.heads), "validation", "adapt steps", "steps", "time", "tasks/s", "MB"]
     sections = [
         [_row(section, group, comparison.heads, not one) for group in section.groups] for section in comparison.sections
     ]
@@ -93,6 +95,8 @@ def notes(comparison: Comparison) -> list[str]:
     for group in comparison.groups:
         if lost := sum(run.diverged for run in group.runs):
             lines.append(f"{group.label}: {lost:,} test tasks diverged: they count as wrong, and for no loss")
+    if several:
+        lines.append("± tasks: the 95% CI over test tasks of one run, a mean over seeds")
     if any(group.difference for group in several):
         among = " of the same protocol" if others else ""
         lines.append(f"to the best{among}: paired over shared seeds, ± 95% CI (Student t)")
@@ -121,6 +125,7 @@ def _row(section: Section, group: Group, heads: list[str], with_metric: bool) ->
         group.label,
         str(len(group.runs)),
         cell(group.metric, *group.test) + (f" {title(group.metric)}" if with_metric else ""),
+        _known(group.metric, group.mean(_over_tasks)) if len(group.runs) > 1 else "",
         _to_the_best(section, group),
         *(_known(name, *group.score(name)) for name in heads),
         _known(group.metric, group.mean(_validation)),
@@ -128,6 +133,7 @@ def _row(section: Section, group: Group, heads: list[str], with_metric: bool) ->
         _range([run.steps for run in group.runs]),
         _clock(group.mean(lambda run: run.seconds)),
         _count(group.mean(lambda run: run.tasks_per_s)),
+        _count(group.mean(lambda run: run.memory_mb)),
     ]
 
 
@@ -151,17 +157,23 @@ def _record(section: Section, group: Group) -> dict[str, object]:
         "mean": _exact(mean),
         "ci95": _exact(ci),
         "ci95_over": "seeds" if len(group.runs) > 1 else "tasks",
+        "ci95_tasks": _exact(group.mean(_over_tasks)),
         "val": _exact(group.mean(_validation)),
         "adapt_steps": run.adapt_steps,
         "steps": _exact(group.mean(lambda run: run.steps)),
         "train_s": _exact(group.mean(lambda run: run.seconds)),
         "tasks_per_s": _exact(group.mean(lambda run: run.tasks_per_s)),
+        "memory_mb": _exact(group.mean(lambda run: run.memory_mb)),
         "difference": _exact(difference.mean) if difference else "",
         "difference_ci95": _exact(difference.ci95) if difference else "",
         "difference_seeds": difference.seeds if difference else "",
         "episodes": run.protocol.get("episodes", ""),
         "diverged": sum(run.diverged for run in group.runs),
     }
+
+
+def _over_tasks(run: Run) -> float:
+    return run.test.ci95
 
 
 def _validation(run: Run) -> float | None:

@@ -31,7 +31,7 @@ def write_run(folder: Path, mean: float | None, typed: tuple[str, ...] = (), **c
     record = {
         **{"status": "completed", "error": None, "algo": "maml", "data": "omniglot", "backbone": "conv4"},
         **{"seed": 0, "steps": 20, "test": {"loss": score, "accuracy": score}, "val": {"accuracy": score, "step": 20}},
-        **{"protocol": PROTOCOL, "cost": {"train_s": 65.0, "tasks_per_s": 1000.0}},
+        **{"protocol": PROTOCOL, "cost": {"train_s": 65.0, "tasks_per_s": 1000.0, "peak_memory_mb": 512.0}},
         **{"aside": ["name", "chunk", "device.type"]},
         **changes,
     }
@@ -330,7 +330,7 @@ def test_the_primary_metric_ranks_and_every_other_head_has_a_column(
     header, _, *rows = [line.strip("| ").split(" | ") for line in lines]
     assert [row[0] for row in rows] == (["b", "a"] if metric == "ink/mse" else ["a", "b"])
     of_a = next(row for row in rows if row[0] == "a")
-    assert dict(zip(header[2:-5], of_a[2:-5], strict=True)) == told
+    assert dict(zip(header[2:-6], of_a[2:-6], strict=True)) == told
 
 
 def test_a_primary_metric_that_the_test_lacks_is_named(tmp_path: Path) -> None:
@@ -379,7 +379,7 @@ def test_markdown_table_has_as_many_cells_in_each_row(tmp_path: Path, capsys: py
     seeds(tmp_path, "reptile", [0.5, 0.5])
     rows = [line for line in said(capsys, tmp_path, "--markdown").splitlines() if line.startswith("|")]
     assert len(rows) == 4 and len({row.count("|") for row in rows}) == 1
-    assert "| maml | 2 | 65.00 ± 63.53 | best |" in rows[2]
+    assert "| maml | 2 | 65.00 ± 63.53 | 2.00 | best |" in rows[2] and rows[2].endswith("| 1:05 | 1,000 | 512 |")
 
 
 def test_plot_is_a_png_one_can_look_at(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
