@@ -62,8 +62,10 @@ BOUNDS = (AtLeast, Above, FileName, Rising)
 
 Count = Annotated[int, AtLeast(1)]  # 1, 2, 3, ...
 Natural = Annotated[int, AtLeast(0)]  # 0, 1, 2, ...
-Size = Annotated[int, AtLeast(1, below=1_000_001)]  # of a task: its ways, and the images of each
+VAST = 1_000_001  # beyond any task
+Size = Annotated[int, AtLeast(1, below=VAST)]  # of a task: its ways, and the images of each
 Span = Annotated[Size | tuple[Size, Size], Rising()]  # one number, or the fewest and the most, as [5,20]
+SpanOrNone = Annotated[Annotated[int, AtLeast(0, below=VAST)] | tuple[Size, Size], Rising()]  # the same, or 0
 Seed = Annotated[int, AtLeast(0, below=2**63)]  # what a generator of torch takes
 Steps = Annotated[int, AtLeast(0, below=1001)]  # within one task: nothing ends them before their time
 Rate = Annotated[float, AtLeast(0)]

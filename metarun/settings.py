@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from metarun.bounds import AtLeast, Count, FileName, Positive, Rate, Rising, Seed, Size, Span, Steps
+from metarun.bounds import AtLeast, Count, FileName, Positive, Rate, Seed, Size, Span, SpanOrNone, Steps
 from metarun.construct import COMPUTE_ONLY, PLACE, check, construct, marked, nearest, shown, takes
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
@@ -74,7 +74,7 @@ class Test:
 
     tasks: Several
     ways: Span
-    shots: Annotated[Annotated[int, AtLeast(0, below=1_000_001)] | tuple[Size, Size], Rising()]
+    shots: SpanOrNone
     queries: Size
     adapt_steps: Steps
     seed: Seed

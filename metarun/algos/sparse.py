@@ -24,8 +24,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from metarun.maths.inner import last, sgd
-from metarun.maths.losses import judge
+from metarun.maths.inner import query_grad, sgd
 from metarun.maths.net import Net
 from metarun.types import (
     PROTOCOL,
@@ -83,12 +82,7 @@ class Sparse:
         return self.net(fast, x)
 
     def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
-        def loss(params: Params, task: Episode) -> tuple[Tensor, Metrics]:
-            fast = last(self.adapt(params, task.support, self.inner_steps))
-            value, metrics = judge(self.net.heads, self.predict(fast, task.query.x), task.query.y)
-            return value, {**metrics, "changed": fast[CHANGED]}
-
-        return parallel.mean_grad(loss, params, episode)
+        return query_grad(self, params, episode, parallel, self.inner_steps)
 
     def _threshold(self, params: Params, name: str) -> Tensor | float:
         return params[THRESHOLD + name].exp() if self.learn_threshold else self.threshold

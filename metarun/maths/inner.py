@@ -12,7 +12,7 @@ from torch import Tensor
 from metarun.maths.gradient import gradient
 from metarun.maths.losses import judge
 from metarun.maths.remat import recomputed
-from metarun.types import MEMORY, Algorithm, Batch, Episode, Metrics, ParallelMap, Params
+from metarun.types import MEMORY, Algorithm, Batch, Episode, Metrics, ParallelMap, Params, told
 
 Loss = Callable[[Params, Batch, int], Tensor]  # of the parameters, the support set and the number of the step
 Update = Callable[[Params, Params, int], Params]  # φ, its slope, the number of the step -> the entries that move
@@ -102,10 +102,12 @@ def last(iterator: Iterator[Params]) -> Params:
 def query_grad(
     algo: Algorithm, params: Params, episode: Episode, parallel: ParallelMap, steps: int
 ) -> tuple[Params, Metrics]:
-    """∇_θ of the mean over tasks of L_query(φ), φ being what `adapt` arrives at within so many steps; and metrics."""
+    """∇_θ of the mean over tasks of L_query(φ), φ being what `adapt` arrives at within so many steps; and metrics, with
+    those that φ tells itself."""
 
     def loss(params: Params, task: Episode) -> tuple[Tensor, Metrics]:
         fast = last(algo.adapt(params, task.support, steps))
-        return judge(algo.net.heads, algo.predict(fast, task.query.x), task.query.y)
+        value, metrics = judge(algo.net.heads, algo.predict(fast, task.query.x), task.query.y)
+        return value, {**metrics, **told(fast)}
 
     return parallel.mean_grad(loss, params, episode)

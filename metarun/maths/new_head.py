@@ -8,7 +8,7 @@ that scale times the cosines of features and weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import torch
@@ -43,32 +43,32 @@ def fit(
     if not len(support.x):  # the task's heads are those of θ, and there is nothing to fit them to
         yield given
         return
-    features = Batch(seen(net, given, support.x), support.y)
     if moving == "head":  # whose features are computed once: the trunk does not move
+        features = Batch(seen(net, given, support.x), support.y)
 
         def of_features(fast: Params, features: Batch, _: int) -> Tensor:
             return loss(net.heads, read(net, fast, features.x), features.y)
 
-        start = _start(net, given, features)
+        start = _start(net, given, lambda: features.x, support)
         yield from sgd(of_features, start, features, lr, steps, [n for n in LAYER if n in params], first_order=True)
         return
 
     def of_images(fast: Params, support: Batch, _: int) -> Tensor:
         return loss(net.heads, predict(net, fast, support.x), support.y)
 
-    start = _start(net, params, features)
+    start = _start(net, params, lambda: seen(net, given, support.x), support)
     for fast in sgd(of_images, start, support, lr, steps, list(learned(params)), first_order=True):
         yield net.given(fast, support)
 
 
-def _start(net: Net, params: Params, features: Batch) -> Params:
-    """θ with the output layer that a fit begins at."""
+def _start(net: Net, params: Params, features: Callable[[], Tensor], support: Batch) -> Params:
+    """θ with the output layer that a fit begins at; a cosine layer asks for the support set's features."""
     if net.fits:
         return params
     if SCALE not in params:
         return blank(net, params)
     name, ways = net.classes()
-    return {**params, **dict(zip(LAYER, imprinted(features.x, features.y[name], ways), strict=True))}
+    return {**params, **dict(zip(LAYER, imprinted(features(), support.y[name], ways), strict=True))}
 
 
 def blank(net: Net, params: Params) -> Params:
