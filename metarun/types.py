@@ -67,12 +67,14 @@ def told(fast: Params) -> Metrics:
 class Head:
     """What one target is: a class out of `size` (int64 [B]), or `size` real values (float [B, size]).
 
-    With `gaps` some rows have no such target: -100 as a class, NaN as a value. They count for nothing.
+    With `gaps` some rows have no such target: -100 as a class, NaN as a value. They count for nothing. A head that is
+    `alone` is that of a task with inputs of its own: no row has another target beside it.
     """
 
     kind: Literal["class", "value"]
     size: int
     gaps: bool = False
+    alone: bool = False
 
 
 Heads = Mapping[str, Head]
@@ -215,12 +217,13 @@ class ParallelMap(Protocol):
         share, the heads' numbers of rows [H], and metrics. Slopes taken of the losses are to be handed to `total`."""
         ...
 
-    def slopes(
-        self, score: Callable[..., Score], params: Params, tasks: Any, disjoint: bool
-    ) -> tuple[Tensor, Tensor, Metrics, Params]:
-        """As `losses`, without graph, and each head's slope: by name [H, ...], of all ranks.
+    def slopes(self, score: Callable[..., Score], params: Params, tasks: Any) -> tuple[Tensor, Tensor, Metrics, Params]:
+        """As `losses`, without graph, and each head's slope: by name [H, ...], of all ranks. Each task has one head
+        of its own, so that one slope for each is enough."""
+        ...
 
-        `disjoint`: each task has one head of its own, so one slope per task is enough."""
+    def stack(self, fn: Callable[..., Any], params: Params, tasks: Any) -> Any:
+        """fn(params, task) -> a tree of tensors; returns those of this rank's tasks with T in front, with graph."""
         ...
 
     def total(self, tree: Any) -> Any:
@@ -288,19 +291,25 @@ class Algorithm(MetaGradient, Protocol):
 
 
 class Balance(Protocol):
-    """A way to weigh the losses or the slopes of several objectives against each other."""
+    """A way to weigh the losses or the slopes of several objectives against each other.
 
-    needs: ClassVar[Literal["losses", "gram", "slopes"]]
+    `needs` says what it asks for: "losses" alone; "gram", the Gram matrix of the slopes by the shared entries of θ;
+    "features", that of the slopes by the features which the heads share; "slopes", the slopes by the shared entries.
+    """
 
-    def init(self, tasks: int) -> Params:
-        """The entries of θ that it keeps for so many objectives, under names of its own."""
+    needs: ClassVar[Literal["losses", "gram", "features", "slopes"]]
+
+    def init(self, tasks: int, size: int) -> Params:
+        """The entries of θ that it keeps for so many objectives, under names of its own. `size` is P, how many numbers
+        the shared entries hold."""
         ...
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:
         """Takes losses [H], NaN for an objective that no row of this step is about, whose slope is then zero; what it
-        needs beside them: nothing, the Gram matrix of the slopes [H, H], or the slopes [H, P]; and θ, in which its
-        entries are. Returns weights, [H] or [H, P], and the next values or slopes of its own entries. The weights of
-        the objectives that are there sum to 1 where all their slopes agree; what the others get is not used."""
+        needs beside them: nothing, a Gram matrix [H, H], or the slopes [H, P]; and θ, in which its entries are.
+
+        Returns weights, [H] or [H, P], and the next values or slopes of its own entries. The weights of the objectives
+        that are there sum to 1 where all their slopes agree; what the others get is not used."""
         ...
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from metarun.maths import new_head
-from metarun.maths.balanced import balanced
+from metarun.maths.balanced import Objectives, balanced
 from metarun.maths.losses import by_head
 from metarun.maths.net import Net
 from metarun.types import PROTOCOL, Balance, Batch, Metrics, Outputs, ParallelMap, Params, Rate, Score
@@ -34,7 +34,9 @@ class MultiTask:
     test_adapt: Annotated[Literal["head", "all"], PROTOCOL]
 
     def init(self, generator: torch.Generator) -> Params:
-        return {**self.net.init(generator), **self.balance.init(len(self.net.trained))}
+        params = self.net.init(generator)
+        shared = sum(params[name].numel() for name in self.net.shared(params))
+        return {**params, **self.balance.init(len(self.net.trained), shared)}
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
         return new_head.fit(self.net, params, support, self.inner_lr, steps, self.test_adapt)
@@ -43,8 +45,12 @@ class MultiTask:
         return new_head.predict(self.net, fast, x)
 
     def meta_grad(self, params: Params, batch: Batch, parallel: ParallelMap) -> tuple[Params, Metrics]:
-        def score(params: Params, task: Batch) -> Score:
-            return by_head(self.net.heads, self.net(params, task.x), task.y)
+        def features(params: Params, task: Batch) -> Tensor:
+            return self.net.features(params, task.x)
 
-        several = len(batch.x) > 1  # tasks with inputs of their own; else one batch that all heads share
-        return balanced(self.balance, score, params, batch, parallel, self.net.shared(params), several)
+        def score(params: Params, seen: Tensor, task: Batch) -> Score:
+            return by_head(self.net.heads, self.net.output(params, seen), task.y)
+
+        alone = all(head.alone for head in self.net.heads.values())
+        objectives = Objectives([*self.net.heads], features, score, self.net.shared(params), alone)
+        return balanced(self.balance, objectives, params, batch, parallel)

@@ -17,7 +17,7 @@ from metarun.types import Params
 class Equal:
     needs: ClassVar[Literal["losses"]] = "losses"
 
-    def init(self, tasks: int) -> Params:
+    def init(self, tasks: int, size: int) -> Params:
         return {}
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:

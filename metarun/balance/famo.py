@@ -33,7 +33,7 @@ class FAMO:
 
     needs: ClassVar[Literal["losses"]] = "losses"
 
-    def init(self, tasks: int) -> Params:
+    def init(self, tasks: int, size: int) -> Params:
         zeros = {name: torch.zeros(tasks) for name in (LOGITS, FIRST, SECOND)}
         return {**zeros, LOGS: torch.full((tasks,), math.nan), STEPS: torch.zeros(())}
 

@@ -25,7 +25,7 @@ from metarun.types import LOTS, Params
 class PCGrad:
     needs: ClassVar[Literal["gram"]] = "gram"
 
-    def init(self, tasks: int) -> Params:
+    def init(self, tasks: int, size: int) -> Params:
         return {LOTS: torch.zeros(tasks, tasks)}
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:

@@ -53,9 +53,9 @@ class Smooth(nn.Module):
 class Mean:
     """Stands for a balance. Its loss is the one that is logged; what another one descends changes with its weights."""
 
-    needs: ClassVar[Literal["losses", "gram", "slopes"]] = "losses"
+    needs: ClassVar[Literal["losses", "gram", "features", "slopes"]] = "losses"
 
-    def init(self, tasks: int) -> Params:
+    def init(self, tasks: int, size: int) -> Params:
         return {}
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:

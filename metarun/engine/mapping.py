@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
 from metarun.engine.ranks import ALONE, Team
-from metarun.maths.gradient import grad, laid_out, leaves_of, slope_of_each
+from metarun.maths.gradient import grad, laid_out
 from metarun.maths.losses import mean
 from metarun.types import Metrics, Params, Score
 
@@ -89,13 +89,9 @@ class Parallel:
         return self._over_rows(self.stack(score, params, tasks))
 
     def slopes(
-        self, score: Callable[[Params, Any], Score], params: Params, tasks: Any, disjoint: bool
+        self, score: Callable[[Params, Any], Score], params: Params, tasks: Any
     ) -> tuple[Tensor, Tensor, Metrics, Params]:
-        """`losses`, and the slope of each: [H, ...] by name. With `disjoint` tasks, one slope for each is enough."""
-        if not disjoint:
-            leaves = leaves_of(params)
-            losses, rows, metrics = self.losses(score, {**params, **leaves}, tasks)
-            return losses.detach(), rows, metrics, self.total(slope_of_each(losses, leaves))
+        """`losses`, and the slope of each, by name [H, ...], where each task has one head of its own."""
 
         def slope(params: Params, task: Any) -> tuple[Params, Score]:
             def summed(params: Params) -> tuple[Tensor, Score]:

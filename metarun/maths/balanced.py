@@ -2,49 +2,128 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
-from typing import Any
+from collections.abc import Callable, Collection, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from metarun.maths.gradient import leaves_of
-from metarun.types import Balance, Metrics, ParallelMap, Params, Score
+from metarun.maths.gradient import leaves_of, pulled_back, slope_of_each
+from metarun.types import Balance, Metrics, ParallelMap, Params, Score, UserError
+
+FEATURES = "features"  # the name of their slopes among those of θ's entries
+
+
+class Objectives(NamedTuple):
+    """Several heads' losses, computed in two parts: what all heads share, and what each makes of it."""
+
+    names: Sequence[str]  # of the heads, in the order of a score
+    features: Callable[[Params, Any], Tensor]  # (θ, task): what the heads read
+    score: Callable[[Params, Tensor, Any], Score]  # (θ, features, task)
+    shared: Collection[str]  # the entries of θ that the features depend on
+    alone: bool  # every task has inputs of its own and one head
+
+    def whole(self, params: Params, task: Any) -> Score:
+        """Both parts."""
+        return self.score(params, self.features(params, task), task)
 
 
 def balanced(
-    balance: Balance,
-    score: Callable[[Params, Any], Score],
-    params: Params,
-    sample: Any,
-    parallel: ParallelMap,
-    shared: Collection[str],
-    disjoint: bool,
+    balance: Balance, objectives: Objectives, params: Params, sample: Any, parallel: ParallelMap
 ) -> tuple[Params, Metrics]:
-    """Σ_h w_h ∇L_h over the heads h of score(params, task), with weights w of the balance; and metrics.
+    """Σ_h w_h ∇L_h over the heads h, with weights w of the balance; and metrics.
 
-    A balance of losses weighs every entry. One of slopes weighs the `shared` entries by what their slopes are; each
-    other entry gets the plain mean. A head without a target in this step counts for nothing.
-    `disjoint`: every task has one head of its own.
+    A balance of losses weighs every entry. Others weigh the shared entries by what their slopes are, or the slopes of
+    the features; each other entry gets the plain mean. A head without a target in this step counts for nothing.
     """
     if balance.needs == "losses":
-        leaves = leaves_of(params)
-        losses, rows, metrics = parallel.losses(score, {**params, **leaves}, sample)
-        weights, entries = balance(_known(losses.detach(), rows), None, params)
-        total = (_used(weights, rows) * losses).sum()
-        slope = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
-        return {**parallel.total(dict(zip(leaves, slope, strict=True))), **entries}, metrics
-    losses, rows, metrics, slopes = parallel.slopes(score, params, sample, disjoint)
-    flat = torch.cat([slopes[name].flatten(1) for name in shared], 1)  # [H, P]
-    weights, entries = balance(_known(losses, rows), flat if balance.needs == "slopes" else flat @ flat.T, params)
+        return _by_losses(balance, objectives, params, sample, parallel)
+    if not objectives.alone:
+        return _by_shared_rows(balance, objectives, params, sample, parallel)
+    if balance.needs == "features":
+        raise UserError(
+            f"{type(balance).__name__} weighs heads by the features that they share, and these tasks have inputs of "
+            "their own. Take another balance, as balance=mgda, or data whose heads share their inputs."
+        )
+    losses, rows, metrics, slopes = parallel.slopes(objectives.whole, params, sample)
+    return _mixed(balance, objectives, params, (losses, rows, metrics), slopes)
+
+
+def _by_losses(
+    balance: Balance, objectives: Objectives, params: Params, sample: Any, parallel: ParallelMap
+) -> tuple[Params, Metrics]:
+    leaves = leaves_of(params)
+    losses, rows, metrics = parallel.losses(objectives.whole, {**params, **leaves}, sample)
+    weights, entries = balance(_known(losses.detach(), rows), None, params)
     weights = _used(weights, rows)
-    mixed = (weights[:, None] if weights.ndim == 1 else weights) * flat
-    parts = mixed.sum(0).split([params[name].numel() for name in shared])
-    grads = {name: part.view_as(params[name]) for name, part in zip(shared, parts, strict=True)}
-    there = (rows > 0).to(losses.dtype)
-    plain = there / there.sum().clamp(min=1)
-    rest = {n: torch.tensordot(plain.to(slopes[n].dtype), slopes[n], 1) for n in slopes if n not in grads}
-    return {**rest, **grads, **entries}, metrics
+    slope = torch.autograd.grad((weights * losses).sum(), list(leaves.values()), materialize_grads=True)
+    metrics |= _weights(objectives, weights)
+    return {**parallel.total(dict(zip(leaves, slope, strict=True))), **entries}, metrics
+
+
+def _by_shared_rows(
+    balance: Balance, objectives: Objectives, params: Params, sample: Any, parallel: ParallelMap
+) -> tuple[Params, Metrics]:
+    """Each head is followed back to the features; from there to the shared entries all heads go at once, or, where the
+    features are what is weighed, their weighted sum."""
+    leaves = leaves_of(params)
+    whole = {**params, **leaves}
+    shared = {name: leaves[name] for name in objectives.shared}
+    seen = parallel.stack(objectives.features, whole, sample)  # [T, B, D]
+    cut = seen.detach().requires_grad_()
+    losses, rows, metrics = parallel.losses(lambda own, pair: objectives.score(own, *pair), whole, (cut, sample))
+    own = {name: p for name, p in leaves.items() if name not in shared}
+    slopes = slope_of_each(losses, {FEATURES: cut, **own})
+    of_features, judged = slopes.pop(FEATURES), (losses.detach(), rows, metrics)
+    if balance.needs != "features":
+        slopes |= pulled_back(seen, shared, of_features)
+        return _mixed(balance, objectives, params, judged, parallel.total(slopes))
+    flat = of_features.flatten(1)
+    weights, entries, metrics = _asked(balance, objectives, params, judged, parallel.total(flat @ flat.T))
+    back = torch.autograd.grad(seen, list(shared.values()), torch.tensordot(weights, of_features, 1))
+    found = dict(zip(shared, back, strict=True)) | _plain(slopes, rows)
+    return {**parallel.total(found), **entries}, metrics
+
+
+def _mixed(
+    balance: Balance, objectives: Objectives, params: Params, judged: tuple[Tensor, Tensor, Metrics], slopes: Params
+) -> tuple[Params, Metrics]:
+    """The heads' slopes by name [H, ...] as one: those of shared entries weighed, the others' plain mean."""
+    flat = torch.cat([slopes[name].flatten(1) for name in objectives.shared], 1)  # [H, P]
+    gram = flat @ flat.T
+    weights, entries, metrics = _asked(balance, objectives, params, judged, gram, flat)
+    mixed = weights @ flat if weights.ndim == 1 else (weights * flat).sum(0)
+    parts = mixed.split([params[name].numel() for name in objectives.shared])
+    found = {name: part.view_as(params[name]) for name, part in zip(objectives.shared, parts, strict=True)}
+    rest = {name: slope for name, slope in slopes.items() if name not in found}
+    return {**_plain(rest, judged[1]), **found, **entries}, metrics
+
+
+def _asked(
+    balance: Balance,
+    objectives: Objectives,
+    params: Params,
+    judged: tuple[Tensor, Tensor, Metrics],
+    gram: Tensor,
+    slopes: Tensor | None = None,
+) -> tuple[Tensor, Params, Metrics]:
+    """The balance's weights and entries; and metrics."""
+    losses, rows, metrics = judged
+    weights, entries = balance(_known(losses, rows), slopes if balance.needs == "slopes" else gram, params)
+    weights = _used(weights, rows)
+    return weights, entries, {**metrics, **_weights(objectives, weights)}
+
+
+def _plain(slopes: Params, rows: Tensor) -> Params:
+    """The mean over heads that have a row."""
+    there = rows > 0
+    return {n: torch.tensordot((there / there.sum().clamp(min=1)).to(s.dtype), s, 1) for n, s in slopes.items()}
+
+
+def _weights(objectives: Objectives, weights: Tensor) -> Metrics:
+    """Each head's weight, or the mean of its weights."""
+    each = (weights if weights.ndim == 1 else weights.mean(1)).unbind()
+    return {f"{name}/weight": weight for name, weight in zip(objectives.names, each, strict=True)}
 
 
 def _known(losses: Tensor, rows: Tensor) -> Tensor:

@@ -111,6 +111,12 @@ def leaves_of(params: Params) -> Params:
     return {name: p.detach().requires_grad_() for name, p in learned(params).items()}
 
 
+def pulled_back(outputs: Tensor, leaves: Params, slopes: Tensor) -> Params:
+    """Slopes [H, *outputs' shape] by some outputs -> slopes by the leaves they were computed from: [H, ...] by name."""
+    rows = torch.autograd.grad(outputs, list(leaves.values()), slopes, is_grads_batched=True, materialize_grads=True)
+    return dict(zip(leaves, rows, strict=True))
+
+
 def slope_of_each(losses: Tensor, leaves: Params) -> Params:
     """∇ of each of the losses [H] by the leaves: [H, ...] by name."""
     rows = [

@@ -29,14 +29,15 @@ def drawn(*shape: int, seed: int = 0) -> Tensor:
 
 def told(balance: Balance, tasks: int, seed: int = 0) -> Params:
     """What it keeps, with the lots of a step."""
-    kept = balance.init(tasks)
+    kept = balance.init(tasks, SIZE)
     if LOTS in kept:
         kept[LOTS] = torch.rand(kept[LOTS].shape, generator=torch.Generator().manual_seed(seed))
     return kept
 
 
 def asked(balance: Balance, losses: Tensor, slopes: Tensor, kept: Params) -> Any:
-    return balance(losses, {"losses": None, "gram": slopes @ slopes.T, "slopes": slopes}[balance.needs], kept)
+    shown = {"losses": None, "gram": slopes @ slopes.T, "features": slopes @ slopes.T, "slopes": slopes}
+    return balance(losses, shown[balance.needs], kept)
 
 
 def double(tree: Params) -> Params:

@@ -18,7 +18,7 @@ FALLING = FAMO(RATE, DECAY, 0.0)
 
 def course(losses: list[list[float]], famo: FAMO = FALLING, kept: Params | None = None) -> tuple[list[Tensor], Params]:
     """The weights after each row of losses, in float64, and what is kept in the end."""
-    kept = {name: p.double() for name, p in (kept or famo.init(len(losses[0]))).items()}
+    kept = {name: p.double() for name, p in (kept or famo.init(len(losses[0]), 0)).items()}
     found = []
     for row in torch.tensor(losses, dtype=torch.float64):
         weights, entries = famo(row, None, kept)

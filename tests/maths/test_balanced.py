@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from metarun.cli import CONF
 from metarun.engine.mapping import Parallel
-from metarun.maths.balanced import balanced
+from metarun.maths.balanced import Objectives, balanced
 from metarun.maths.losses import by_head
 from metarun.types import LOTS, Batch, Params, Score, learned
 
@@ -29,7 +29,7 @@ class Given:
     needs: str
     seen: list[Any]
 
-    def init(self, tasks: int) -> Params:
+    def init(self, tasks: int, size: int) -> Params:
         return {}
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:
@@ -51,6 +51,17 @@ def given(mtl: Any, needs: str, weights: Tensor = WEIGHTS) -> tuple[Any, Params]
 def together(batch: Batch) -> Batch:
     """All rows of all tasks as the one batch that all heads share."""
     return Batch(batch.x.flatten(0, 1)[None], {name: y.flatten(0, 1)[None] for name, y in batch.y.items()})
+
+
+def of_own(algo: Any, batch: Batch) -> tuple[Any, Batch]:
+    """The tasks as they are, each with inputs of its own."""
+    return algo, batch
+
+
+def sharing(algo: Any, batch: Batch) -> tuple[Any, Batch]:
+    """The same rows as a batch that all heads share."""
+    heads = {name: replace(head, alone=False) for name, head in algo.net.heads.items()}
+    return replace(algo, net=replace(algo.net, heads=heads, trained=heads)), together(batch)
 
 
 def without(batch: Batch, head: str) -> Batch:
@@ -75,19 +86,23 @@ def weighed(weights: Tensor, slopes: list[Params]) -> Params:
     return {name: sum(w * slope[name] for w, slope in zip(weights, slopes)) for name in slopes[0]}
 
 
-@pytest.mark.parametrize("shape", [lambda batch: batch, together], ids=["tasks of their own", "rows that all share"])
+@pytest.mark.parametrize("shape", [of_own, sharing])
 def test_equal_weights_give_the_slope_of_the_mean_loss(shape: Any, mtl: Any, close: Callable[..., bool]) -> None:
-    found, metrics = mtl.algo.meta_grad(mtl.params, shape(mtl.sample), VMAP)
+    algo, sample = shape(mtl.algo, mtl.sample)
+    found, metrics = algo.meta_grad(mtl.params, sample, VMAP)
     assert close(found, weighed(torch.full((4,), 0.25), slopes(mtl, mtl.sample)), 1e-9)
-    assert metrics.keys() == {"loss", "accuracy"}
+    assert metrics.keys() == {"loss", "accuracy", *(f"{name}/weight" for name in mtl.algo.net.heads)}
 
 
-@pytest.mark.parametrize("shape", [lambda batch: batch, together], ids=["tasks of their own", "rows that all share"])
-@pytest.mark.parametrize("needs", ["losses", "gram", "slopes"])
+@pytest.mark.parametrize("shape", [of_own, sharing])
+@pytest.mark.parametrize("needs", ["losses", "gram", "features", "slopes"])
 def test_weights_weigh_the_slopes_of_the_trunk(needs: str, shape: Any, mtl: Any, close: Callable[..., bool]) -> None:
     """Weights of losses every other entry, too; with weights of slopes a head's own gets the plain mean."""
+    if needs == "features" and shape is of_own:
+        pytest.skip("tasks with inputs of their own share no features")
     algo, params = given(mtl, needs)
-    found, _ = algo.meta_grad(params, shape(mtl.sample), VMAP)
+    algo, sample = shape(algo, mtl.sample)
+    found, _ = algo.meta_grad(params, sample, VMAP)
     each = slopes(mtl, mtl.sample)
     expected, plain = weighed(WEIGHTS, each), weighed(torch.full((4,), 0.25), each)
     heads = {name: (expected if needs == "losses" else plain)[name] for name in plain if name.startswith("head.")}
@@ -95,10 +110,11 @@ def test_weights_weigh_the_slopes_of_the_trunk(needs: str, shape: Any, mtl: Any,
     assert close(found, {**expected, **heads}, 1e-9)
 
 
-@pytest.mark.parametrize("needs", ["losses", "gram", "slopes"])
+@pytest.mark.parametrize("needs", ["losses", "gram", "features", "slopes"])
 def test_a_balance_is_shown_what_it_needs_and_no_graph(needs: str, mtl: Any) -> None:
     algo, params = given(mtl, needs)
-    algo.meta_grad(params, mtl.sample, VMAP)
+    sharer, batch = sharing(algo, mtl.sample)
+    sharer.meta_grad(params, batch, VMAP)
     losses, shown = algo.balance.seen
     flat = torch.stack(
         [torch.cat([s[name].flatten() for name in s if name.startswith("trunk.")]) for s in slopes(mtl, mtl.sample)]
@@ -106,6 +122,10 @@ def test_a_balance_is_shown_what_it_needs_and_no_graph(needs: str, mtl: Any) -> 
     assert not losses.requires_grad and losses.shape == (4,)
     if needs == "losses":
         assert shown is None
+    elif needs == "features":
+        assert shown.shape == (4, 4) and shown.diagonal().min() > 0
+        off = shown - torch.diag(shown.diagonal())
+        assert not off.any() and not shown.requires_grad  # no two heads have a row in common
     else:
         assert torch.allclose(shown, flat if needs == "slopes" else flat @ flat.T, atol=1e-12)
         assert not shown.requires_grad
@@ -125,14 +145,19 @@ def test_with_a_head_for_each_task_one_slope_per_task_is_enough(
 ) -> None:
     found = case("mtl", balance=balance)
     net = found.algo.net
+    if found.algo.balance.needs == "features":
+        pytest.skip("tasks with inputs of their own share no features")
 
-    def score(params: Params, task: Batch) -> Score:
-        return by_head(net.heads, net(params, task.x), task.y)
+    def score(params: Params, seen: Tensor, task: Batch) -> Score:
+        return by_head(net.heads, net.output(params, seen), task.y)
 
     params = {**found.params, **drawn_lots(found.params)}
+    objectives = Objectives(
+        [*net.heads], lambda params, task: net.features(params, task.x), score, net.shared(params), True
+    )
     one, other = (
-        balanced(found.algo.balance, score, params, found.sample, VMAP, net.shared(params), disjoint)
-        for disjoint in (True, False)
+        balanced(found.algo.balance, objectives._replace(alone=alone), params, found.sample, VMAP)
+        for alone in (True, False)
     )
     assert close(one[0], other[0], 1e-9) and close(one[1], other[1], 1e-9)
 
@@ -147,15 +172,17 @@ def test_every_mapping_gives_the_same(balance: str, case: Callable[..., Any], cl
 
 
 @pytest.mark.parametrize("balance", BALANCES)
-@pytest.mark.parametrize("shape", [lambda batch: batch, together], ids=["tasks of their own", "rows that all share"])
+@pytest.mark.parametrize("shape", [of_own, sharing])
 def test_an_absent_head_has_no_weight_and_the_others_have_its_share(
     shape: Any, balance: str, case: Callable[..., Any], close: Callable[..., bool]
 ) -> None:
     """Its own entries have slope zero, and the trunk's is that of the three others, whose losses weigh 1 in all."""
     found = case("mtl", "none", balance=balance)
     params = {**found.params, **drawn_lots(found.params)}
-    batch = without(found.sample, "g1")
-    slope, metrics = found.algo.meta_grad(params, shape(batch), VMAP)
+    if found.algo.balance.needs == "features" and shape is of_own:
+        pytest.skip("tasks with inputs of their own share no features")
+    algo, batch = shape(found.algo, without(found.sample, "g1"))
+    slope, metrics = algo.meta_grad(params, batch, VMAP)
     assert all(p.isfinite().all() for name, p in learned(slope).items())
     assert not slope["head.weight"][3:6].any() and not slope["head.bias"][3:6].any()
     if balance == "equal":
@@ -164,7 +191,7 @@ def test_an_absent_head_has_no_weight_and_the_others_have_its_share(
     for other in (0, 2, 3):
         assert slope["head.weight"][3 * other : 3 * other + 3].any()
     assert metrics["loss"].isfinite()
-    again, _ = found.algo.meta_grad({**params, **{n: p for n, p in slope.items() if "memory." in n}}, batch, VMAP)
+    again, _ = algo.meta_grad({**params, **{n: p for n, p in slope.items() if "memory." in n}}, batch, VMAP)
     assert all(p.isfinite().all() for p in learned(again).values())
 
 
@@ -172,7 +199,8 @@ def test_where_no_head_has_a_target_nothing_moves(mtl: Any) -> None:
     for needs in ("losses", "gram"):
         algo, params = given(mtl, needs, torch.full((4,), torch.nan, dtype=torch.float64))
         blank = Batch(mtl.sample.x, {name: torch.full_like(y, -100) for name, y in mtl.sample.y.items()})
-        slope, _ = algo.meta_grad(params, together(blank), VMAP)
+        algo, blank = sharing(algo, blank)
+        slope, _ = algo.meta_grad(params, blank, VMAP)
         assert not any(p.any() for p in learned(slope).values())
 
 

@@ -42,9 +42,8 @@ class TaskSampler:
 
     @property
     def heads(self) -> Heads:
-        return {
-            name: Head("class", size, gaps=True) for name, size in zip(self.names, self.sizes.tolist(), strict=True)
-        }
+        sizes = zip(self.names, self.sizes.tolist(), strict=True)
+        return {name: Head("class", size, gaps=True, alone=True) for name, size in sizes}
 
     @property
     def from_disk(self) -> bool:
