@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from metarun.engine.choice import within_memory
 from metarun.engine.mapping import Parallel
+from metarun.maths import pooled
 from metarun.maths.losses import by_head, flat
 from metarun.metrics import metric
 from metarun.types import Algorithm, Draw, Episode, Heads, Metrics, Outputs, Params, Sampler, Targets, told
@@ -80,7 +81,8 @@ class Exam:
 
 
 class Verdict(NamedTuple):
-    """Means over tasks by metric (of several heads also by `head/metric`), at the end and after each marked step."""
+    """Scores by metric (of several heads also by `head/metric`), at the end and after each marked step: means over
+    tasks, and at the end, where that was asked for, metrics of all queries together."""
 
     scores: dict[str, Summary]
     by_step: dict[int, dict[str, Summary]]
@@ -95,18 +97,21 @@ def evaluate(
     parallel: Parallel,
     between: Callable[[int, int], None] = lambda done, total: None,
     say: Callable[[str], None] = log.warning,
+    together: bool = False,
 ) -> Verdict:
     """Adapts to every task of the exam and judges it on its queries; where adaptation ends early, its last φ counts.
 
     `between` is told, before each piece of the work and at its end, how many of the tasks are done: it may raise.
-    `say` takes what went amiss.
+    `say` takes what went amiss. `together` asks for metrics of all queries together, too, after the last step.
     """
     judged: list[int] = []  # the same for all tasks
 
-    def scores(params: Params, task: Episode) -> list[Metrics]:
+    def scores(params: Params, task: Episode) -> tuple[list[Metrics], Metrics]:
         trajectory = marked(algo.adapt(params, task.support, exam.steps), exam.marks)
         judged[:], outputs, own = zip(*predicted(algo, trajectory, task.query.x), strict=True)
-        return [_judged(exam.sampler.heads, out, task.query.y, of) for out, of in zip(outputs, own, strict=True)]
+        heads, y = exam.sampler.heads, task.query.y
+        rows = [_judged(heads, out, y, of) for out, of in zip(outputs, own, strict=True)]
+        return rows, pooled.tallies(heads, outputs[-1], y, rows[-1][DIVERGED] == 0) if together else {}
 
     team, total = parallel.team, len(next(iter(exam.draw.values())))
     parts = []
@@ -118,11 +123,12 @@ def evaluate(
             done, parallel = within_memory(work, parallel, say)
             parts.append(done)
             between(min(AT_ONCE * len(parts) * team.size, total), total)
-        by_mark = tree_map(lambda *leaves: team.gather(torch.cat(leaves).cpu(), total), *parts)
+        by_mark, tallies = tree_map(lambda *leaves: team.gather(torch.cat(leaves).cpu(), total), *parts)
     lost = [int(row.pop(DIVERGED).sum()) for row in by_mark]
     if 0 < lost[-1] < total:  # of all of them the caller has more to say
         say(f"adaptation diverged in {lost[-1]} of {total} tasks")
     rows = [{name: summary(values) for name, values in row.items()} for row in by_mark]
+    rows[-1] |= {name: pooled.together(name, tally) for name, tally in tallies.items()}
     by_step, diverged = dict(zip(judged, rows, strict=True)), dict(zip(judged, lost, strict=True))
     return team.broadcast(lambda: Verdict(rows[-1], by_step, total, diverged))
 

@@ -16,12 +16,16 @@ class Metric:
     percent: bool  # how it is shown; files hold fractions
     words: str  # at an axis
     is_loss: bool  # what a regression descends: the loss beside it repeats it
+    aside: bool = False  # files and TensorBoard have it, tables do not
 
 
 TABLE = {
     "accuracy": Metric(sign=1, percent=True, words="accuracy", is_loss=False),
     "mse": Metric(sign=-1, percent=False, words="mean squared error", is_loss=True),
     "loss": Metric(sign=-1, percent=False, words="loss", is_loss=True),
+    "f1": Metric(sign=1, percent=True, words="macro F1", is_loss=False, aside=True),
+    "r2": Metric(sign=1, percent=False, words="R²", is_loss=False, aside=True),
+    "calibration": Metric(sign=-1, percent=True, words="expected calibration error", is_loss=False, aside=True),
 }
 OF_THE_RUN = ("lr", "tasks_per_s", "memory_mb")  # logged beside metrics, and not of predictions
 
@@ -59,12 +63,12 @@ def by_step(test: dict[str, Any]) -> dict[int, dict[str, Score]]:
 
 
 def telling(names: Iterable[str]) -> list[str]:
-    """The metrics among names, without those that repeat others.
+    """The metrics among names, without those that stand aside or repeat others.
 
     An overall loss repeats a squared error that stands alone beside it, and an overall metric that only one head has
     repeats that head's. The loss of a head that has another metric is left out too.
     """
-    known = [name for name in names if name not in OF_THE_RUN]
+    known = [name for name in names if name not in OF_THE_RUN and not metric(name).aside]
 
     def repeats(name: str) -> bool:
         head, _, last = name.rpartition("/")

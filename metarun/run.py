@@ -300,7 +300,8 @@ def _meta_test(job: Job, parts: Parts, state: State, trackers: Trackers) -> Verd
     params = {name: torch.empty_like(p) for name, p in state.params.items()}
     load_params(params, best["params"])
     parallel = for_evaluation(state.parallel, parts.device, job.team)
-    return evaluate(parts.tested(best["step"]), params, parts.test, parallel, partial(trackers.part, "meta-test"))
+    between = partial(trackers.part, "meta-test")
+    return evaluate(parts.tested(best["step"]), params, parts.test, parallel, between, together=True)
 
 
 def _check_score(job: Job, parts: Parts, record: dict[str, Any]) -> None:

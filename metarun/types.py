@@ -69,12 +69,14 @@ class Head:
 
     With `gaps` some rows have no such target: -100 as a class, NaN as a value. They count for nothing. A head that is
     `alone` is that of a task with inputs of its own: no row has another target beside it.
+    With `fresh` classes, each task deals anew which class is which: class 0 of one is not that of another.
     """
 
     kind: Literal["class", "value"]
     size: int
     gaps: bool = False
     alone: bool = False
+    fresh: bool = False
 
 
 Heads = Mapping[str, Head]

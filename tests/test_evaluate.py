@@ -18,6 +18,7 @@ from metarun.data.sinusoid import SinusoidSampler
 from metarun.engine.mapping import Parallel
 from metarun.evaluate import Exam, dice, evaluate, milestones, summary, worth
 from metarun.maths.inner import last
+from metarun.maths.pooled import tallies
 from metarun.types import Batch, Draw, Episode, Head, Outputs, Params
 
 LOOP = Parallel("loop", 1)
@@ -335,6 +336,8 @@ def test_a_task_is_judged_without_waiting_for_the_device() -> None:
     y = {"digit": torch.empty(4, dtype=torch.int64, device="meta"), "ink": torch.empty(4, 1, device="meta")}
     found = metarun.evaluate._judged(HEADS, outputs, y, {})
     assert found["diverged"].device.type == found["accuracy"].device.type == "meta"
+    counts = tallies(HEADS, outputs, y, found["diverged"] == 0)
+    assert {tally.device.type for tally in counts.values()} == {"meta"}
 
 
 def test_out_of_memory_halves_the_chunk_and_changes_no_score(
@@ -363,3 +366,26 @@ def test_a_frozen_trunk_sees_the_queries_of_a_task_once(case: Callable[..., Any]
     trunk.register_forward_pre_hook(lambda *_: seen.append(1))
     verdict = evaluate(found.tested, found.params, exam(found, 20), Parallel("vmap", 7))
     assert len(verdict.by_step) == 12 and len(seen) == 2  # the support set, and the queries
+
+
+def test_metrics_of_all_queries_stand_beside_the_means_where_they_are_asked_for() -> None:
+    """A class that is always right, and values whose mean is guessed as well as could be."""
+    x = torch.rand(5, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    asked = Exam(TwoHeads(), {"x": x}, 1, [1])
+    plain, more = (evaluate(Repeating(), {"unused": torch.zeros(1)}, asked, LOOP, together=t) for t in (False, True))
+    assert more.scores == {**plain.scores, **{name: more.scores[name] for name in more.scores.keys() - plain.scores}}
+    assert more.scores.keys() - plain.scores == {"digit/f1", "digit/calibration", "ink/r2"}
+    assert more.scores["digit/f1"]["mean"] == 1.0
+    confidence = math.e / (math.e + 2)
+    assert more.scores["digit/calibration"]["mean"] == pytest.approx(1 - confidence)
+
+
+@pytest.mark.parametrize("chunk", [1, 3])
+def test_neither_mapping_nor_pieces_change_the_metrics_of_all_queries(
+    chunk: int, case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = case("protonet")
+    whole = evaluate(found.tested, found.params, exam(found), LOOP, together=True).scores["calibration"]
+    monkeypatch.setattr(metarun.evaluate, "AT_ONCE", 2)
+    pieces = evaluate(found.tested, found.params, exam(found), Parallel("vmap", chunk), together=True)
+    assert pieces.scores["calibration"] == pytest.approx(whole, abs=1e-12)

@@ -50,6 +50,7 @@ def test_steps_beyond_the_last_that_was_taken_are_left_out() -> None:
         (["loss"], ["loss"]),
         (["loss", "accuracy", "mse"], ["loss", "accuracy", "mse"]),  # the loss is of both
         (["lr", "accuracy", "tasks_per_s", "memory_mb"], ["accuracy"]),
+        (["accuracy", "f1", "calibration", "a/r2"], ["accuracy"]),  # which stand aside
         (["accuracy", "changed"], ["accuracy", "changed"]),  # which an algorithm measures of its own
         (["a/loss", "a/accuracy", "b/loss"], ["a/accuracy", "b/loss"]),
         (["accuracy", "a/accuracy", "b/mse"], ["a/accuracy", "b/mse"]),

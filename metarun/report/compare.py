@@ -113,9 +113,17 @@ class Comparison:
     @property
     def heads(self) -> list[str]:
         """The metrics of single heads that say more than what all runs are judged by."""
-        runs = [run for group in self.groups for run in group.runs]
-        names = telling(dict.fromkeys(name for run in runs for name in run.scores))
-        return [name for name in names if "/" in name and {name} != {run.metric for run in runs}]
+        names = telling(self._names)
+        return [name for name in names if "/" in name and {name} != {group.metric for group in self.groups}]
+
+    @property
+    def aside(self) -> list[str]:
+        """The metrics that tables leave out."""
+        return [name for name in self._names if metric(name).aside]
+
+    @property
+    def _names(self) -> list[str]:
+        return list(dict.fromkeys(name for group in self.groups for run in group.runs for name in run.scores))
 
 
 def compare(runs: Iterable[Run]) -> Comparison:

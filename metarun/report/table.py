@@ -106,7 +106,8 @@ def notes(comparison: Comparison) -> list[str]:
 def write_csv(comparison: Comparison, file: Path) -> None:
     """One line for each group; accuracies are fractions, as in all files."""
     first = comparison.sections[0]
-    heads = [column for name in comparison.heads for column in (name, f"{name}_ci95")]
+    named = [*comparison.heads, *comparison.aside]
+    heads = [column for name in named for column in (name, f"{name}_ci95")]
     varied = sorted({key for group in comparison.groups for key in group.chosen} - set(COLUMNS))
     with file.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.DictWriter(stream, [*COLUMNS, *heads, *varied], restval="")
@@ -114,7 +115,7 @@ def write_csv(comparison: Comparison, file: Path) -> None:
         for section in comparison.sections:
             for group in section.groups:
                 chosen = {key: group.chosen[key] for key in varied if key in group.chosen}
-                of_heads = [_exact(number) for name in comparison.heads for number in group.score(name)]
+                of_heads = [_exact(number) for name in named for number in group.score(name)]
                 record = _record(section, group) | dict(zip(heads, of_heads, strict=True))
                 writer.writerow({**record, "differs": "; ".join(section.differs(first)), **chosen})
 

@@ -44,7 +44,7 @@ class EpisodeSampler:
 
     @property
     def heads(self) -> Heads:
-        return {"class": Head("class", self.sizes.ways[1], self.sizes.gaps)}
+        return {"class": Head("class", self.sizes.ways[1], self.sizes.gaps, fresh=True)}
 
     @property
     def from_disk(self) -> bool:
