@@ -65,6 +65,7 @@ def build(job: Job) -> Parts:
     net = _net(job, data, sampler).to(device)
     algo, tested = by_phase(job, net), by_phase(job, net.testing(test.sampler.heads))
     _check_algorithm(algo(0), tested(0), sampler, test, device)
+    _check_phases(job, algo)
     return Parts(
         device=device,
         data=data,
@@ -246,6 +247,20 @@ def _check_algorithm(trained: Algorithm, tested: Algorithm, sampler: Sampler, ex
     episode = exam.sampler.gather(exam.first().draw)
     sample = sampler.gather(sampler.draw(2, generator))
     check_algorithm(trained, tested, params, episode, sample)
+
+
+def _check_phases(job: Job, algo: Callable[[int], Algorithm]) -> None:
+    """Refuses a phase that would go on with other weights than those there are."""
+
+    def weights(step: int) -> list[tuple[str, torch.Size]]:
+        return sorted((name, p.shape) for name, p in algo(step).init(torch.Generator().manual_seed(0)).items())
+
+    for step, keys in job.phases.items():
+        if weights(step) != weights(0):
+            words = ", ".join(f"{key}: {shown(value)}" for key, value in keys.items())
+            raise UserError(
+                f"algo.phases={{{step}: {{{words}}}}} asks for other weights than training begins with. Set it in algo."
+            )
 
 
 def by_phase(job: Job, net: Net, balance: Balance | None = None) -> Callable[[int], Algorithm]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import operator
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -20,6 +20,7 @@ from metarun.maths.norm import NORMS, BatchNorm
 from metarun.types import MEMORY, Batch, Heads, Outputs, Params, UserError, learned
 
 TRUNK, HEAD = "trunk.", "head."
+OWN = "trunk.own."  # parts of a trunk that one head alone uses: `trunk.own.2.` is of the third
 SUPPORT = "support.x"  # φ's entry for the images whose statistics normalise its predictions
 
 
@@ -35,6 +36,18 @@ class Network(nn.Module):
         return self.head(self.trunk(x))
 
 
+class OwnTrunks(nn.Module):
+    """A trunk for each head, side by side: features [B, H, D]."""
+
+    def __init__(self, trunks: Sequence[nn.Module]) -> None:
+        super().__init__()
+        self.own = nn.ModuleList(trunks)
+        self.features = int(trunks[0].features)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.stack([trunk(x) for trunk in self.own], 1)
+
+
 def width(heads: Heads) -> int:
     """Outputs that the heads take together."""
     return sum(head.size for head in heads.values())
@@ -48,6 +61,7 @@ class Net:
     norm_stats "batch": batch norm uses the statistics of the rows it predicts (transductive).
     norm_stats "support": those of the support set, which φ carries (inductive); see `given`.
     half: the trunk computes in bfloat16; parameters, their gradients, the output layer and the loss stay as they are.
+    apart: every head has a trunk of its own, and nothing is shared; see `separate`.
     """
 
     make_trunk: Callable[[], nn.Module]
@@ -56,6 +70,7 @@ class Net:
     norm_stats: str
     half: bool
     module: Network
+    apart: bool = False
 
     @staticmethod
     def build(make_trunk: Callable[[], nn.Module], heads: Heads, norm_stats: str, half: bool = False) -> Net:
@@ -69,10 +84,25 @@ class Net:
         """Parameters as the generator draws them, with or without the output layer; frozen ones as memory."""
         seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            fresh = Network(self.make_trunk(), width(self.trained))
+            fresh = self._drawn(seed)
         named = {(n if p.requires_grad else MEMORY + n): p.detach() for n, p in fresh.named_parameters()}
         return {name: p for name, p in named.items() if head or not name.startswith(HEAD)}
+
+    def _drawn(self, seed: int) -> Network:
+        """Networks apart are those that each head alone would have of this seed."""
+        outputs = [head.size for head in self.trained.values()] if self.apart else [width(self.trained)]
+        drawn = []
+        for size in outputs:
+            torch.manual_seed(seed)
+            drawn.append(Network(self.make_trunk(), size))
+        return _side_by_side(drawn) if self.apart else drawn[0]
+
+    def separate(self) -> Net:
+        """The same network for each head by itself: `features` are [B, H, D], and no entry is of two heads."""
+        with torch.random.fork_rng(devices=[]):
+            alone = [Network(deepcopy(self.module.trunk), head.size) for head in self.trained.values()]
+            module = _side_by_side(alone).train(self.module.training)
+        return replace(self, module=module, apart=True)
 
     def testing(self, heads: Heads) -> Net:
         """The same network for tasks with these heads: without dropout, in full precision."""
@@ -109,8 +139,8 @@ class Net:
         return fnmatch.filter(learned(params), pattern)
 
     def shared(self, params: Params) -> list[str]:
-        """Names of the learned entries that all heads use."""
-        return self.names(params, f"{TRUNK}*")
+        """Names of the learned entries that several heads use."""
+        return [name for name in self.names(params, f"{TRUNK}*") if not name.startswith(OWN)]
 
     @cached_property
     def batch_norm(self) -> bool:
@@ -139,7 +169,7 @@ class Net:
         return {TRUNK + name: t for name, t in seen.items()}
 
     def features(self, params: Params, x: Tensor) -> Tensor:
-        """What the output layer sees: [B, D]."""
+        """What the output layer sees: [B, D], or of each head apart [B, H, D]."""
         return self._pass(self.module.trunk, "", params, x)
 
     def maps(self, params: Params, x: Tensor) -> Tensor:
@@ -176,6 +206,15 @@ class Net:
         parts = logits.split([head.size for head in self.heads.values()], dim=-1)
         return dict(zip(self.heads, parts, strict=True))
 
+    def linear(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Outputs:
+        """Outputs by head of a linear layer, whose rows are the heads', on features of all or of each."""
+        if not self.apart:
+            return self.read(F.linear(features, weight, bias))
+        sizes = [head.size for head in self.heads.values()]
+        biases = [None] * len(sizes) if bias is None else bias.split(sizes)
+        each = zip(self.heads, features.unbind(-2), weight.split(sizes), biases, strict=True)
+        return {name: F.linear(*part) for name, *part in each}
+
     def __call__(self, params: Params, x: Tensor) -> Outputs:
         return self.output(params, self.features(params, x))
 
@@ -186,11 +225,20 @@ class Net:
                 f"the output layer that this algorithm learns is for {_words(self.trained)}, and the tasks to test "
                 f"have {_words(self.heads)}. Make train.ways and test.ways the same, or take an algorithm without one."
             )
-        return self.read(F.linear(features, params["head.weight"], params["head.bias"]))
+        return self.linear(features, params["head.weight"], params["head.bias"])
 
     def loss(self, params: Params, batch: Batch) -> Tensor:
         """What an inner step descends: never in half precision, whose noise a large step size would magnify."""
         return loss(self.heads, replace(self, half=False)(params, batch.x), batch.y)
+
+
+def _side_by_side(networks: Sequence[Network]) -> Network:
+    """One network of several, with the outputs of all."""
+    joined = Network(OwnTrunks([network.trunk for network in networks]), sum(n.head.out_features for n in networks))
+    with torch.no_grad():
+        joined.head.weight.copy_(torch.cat([network.head.weight for network in networks]))
+        joined.head.bias.copy_(torch.cat([network.head.bias for network in networks]))
+    return joined
 
 
 def _trunk_of(params: Params) -> Params:

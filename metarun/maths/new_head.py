@@ -98,4 +98,4 @@ def read(net: Net, params: Params, features: Tensor) -> Outputs:
     weight = params[WEIGHT]
     if SCALE in params:
         weight = params[SCALE].exp() * F.normalize(weight, dim=-1)
-    return net.read(F.linear(features, weight, params.get(BIAS)))
+    return net.linear(features, weight, params.get(BIAS))

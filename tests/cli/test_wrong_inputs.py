@@ -44,6 +44,10 @@ KINDS: dict[str, list[tuple[list[str], list[str]]]] = {
         (["algo.trains_on=5"], ["algo.trains_on=5", "a text or a list"]),
         (["algo.trains_on=[]"], ["algo.trains_on", "episodes"]),
         (["algo.phases=5"], ["algo.phases=5"]),
+        (
+            ["algo=mamlpp", "algo.phases={1:{inner_steps:2}}"],
+            ["algo.phases={1: {inner_steps: 2}} asks for other weights"],
+        ),
         (["algo.phases={0:{first_order:true}}"], ["algo.phases", "5000"]),
         (["+algo.phases={5:{first_order:3}}"], ["algo.phases.5.first_order=3", "true or false"]),
     ],
