@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from metarun.maths import new_head
-from metarun.maths.balanced import Objectives, balanced
+from metarun.maths.balanced import Objectives, balanced, kept
 from metarun.maths.gradient import leaves_of
 from metarun.maths.losses import by_head
 from metarun.maths.net import Net
@@ -64,7 +64,7 @@ class MultiTask:
         if self.single_task:
             return params
         shared = sum(params[name].numel() for name in self.net.shared(params))
-        return {**params, **self.balance.init(len(self.net.trained), shared)}
+        return {**params, **kept(self.balance, self.net.trained, shared)}
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
         return new_head.fit(self.used, params, support, self.inner_lr, steps, self.test_adapt)

@@ -8,10 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.maths.gradient import leaves_of, pulled_back, slope_of_each
-from metarun.types import Balance, Metrics, ParallelMap, Params, Score, UserError
-
-FEATURES = "features"  # the name of their slopes among those of θ's entries
+from metarun.maths.gradient import leaves_of, pulled_back
+from metarun.types import Balance, Heads, Metrics, ParallelMap, Params, Score, UserError
 
 
 class Objectives(NamedTuple):
@@ -19,7 +17,7 @@ class Objectives(NamedTuple):
 
     names: Sequence[str]  # of the heads, in the order of a score
     features: Callable[[Params, Any], Tensor]  # (θ, task): what the heads read
-    score: Callable[[Params, Tensor, Any], Score]  # (θ, features, task)
+    score: Callable[[Params, Tensor, Any], Score]  # (θ, features, task); features of each head by itself are [B, H, D]
     shared: Collection[str]  # the entries of θ that the features depend on
     alone: bool  # every task has inputs of its own and one head
 
@@ -40,13 +38,22 @@ def balanced(
         return _by_losses(balance, objectives, params, sample, parallel)
     if not objectives.alone:
         return _by_shared_rows(balance, objectives, params, sample, parallel)
-    if balance.needs == "features":
-        raise UserError(
-            f"{type(balance).__name__} weighs heads by the features that they share, and these tasks have inputs of "
-            "their own. Take another balance, as balance=mgda, or data whose heads share their inputs."
-        )
     losses, rows, metrics, slopes = parallel.slopes(objectives.whole, params, sample)
-    return _mixed(balance, objectives, params, (losses, rows, metrics), slopes)
+    there = rows > 0
+    plain = (there / there.sum().clamp(min=1)).to(losses.dtype)
+    rest = {n: torch.tensordot(plain.to(s.dtype), s, 1) for n, s in slopes.items() if n not in objectives.shared}
+    weighed, metrics = _mixed(balance, objectives, params, (losses, rows, metrics), slopes)
+    return {**rest, **weighed}, metrics
+
+
+def kept(balance: Balance, heads: Heads, shared: int) -> Params:
+    """What a balance keeps for these heads, which have so many numbers in common; one that does not fit is refused."""
+    if balance.needs == "features" and all(head.alone for head in heads.values()):
+        raise UserError(
+            f"balance: {type(balance).__name__} weighs heads by features that they share, and these tasks have inputs "
+            "of their own. Take another, as balance=mgda, or data whose heads share their inputs."
+        )
+    return balance.init(len(heads), shared)
 
 
 def _by_losses(
@@ -64,39 +71,42 @@ def _by_losses(
 def _by_shared_rows(
     balance: Balance, objectives: Objectives, params: Params, sample: Any, parallel: ParallelMap
 ) -> tuple[Params, Metrics]:
-    """Each head is followed back to the features; from there to the shared entries all heads go at once, or, where the
-    features are what is weighed, their weighted sum."""
+    """Each head reads features of its own, so that one way back tells the slopes by the features of all. From there to
+    the shared entries they go by themselves, or, where the features are what is weighed, as their weighted sum."""
     leaves = leaves_of(params)
-    whole = {**params, **leaves}
     shared = {name: leaves[name] for name in objectives.shared}
-    seen = parallel.stack(objectives.features, whole, sample)  # [T, B, D]
-    cut = seen.detach().requires_grad_()
-    losses, rows, metrics = parallel.losses(lambda own, pair: objectives.score(own, *pair), whole, (cut, sample))
     own = {name: p for name, p in leaves.items() if name not in shared}
-    slopes = slope_of_each(losses, {FEATURES: cut, **own})
-    of_features, judged = slopes.pop(FEATURES), (losses.detach(), rows, metrics)
-    if balance.needs != "features":
-        slopes |= pulled_back(seen, shared, of_features)
-        return _mixed(balance, objectives, params, judged, parallel.total(slopes))
-    flat = of_features.flatten(1)
-    weights, entries, metrics = _asked(balance, objectives, params, judged, parallel.total(flat @ flat.T))
-    back = torch.autograd.grad(seen, list(shared.values()), torch.tensordot(weights, of_features, 1))
-    found = dict(zip(shared, back, strict=True)) | _plain(slopes, rows)
-    return {**parallel.total(found), **entries}, metrics
+    seen = parallel.stack(objectives.features, {**params, **leaves}, sample)  # [T, B, D]
+    cut = seen.detach()[:, :, None].repeat(1, 1, len(objectives.names), 1).requires_grad_()
+    losses, rows, metrics = parallel.losses(
+        lambda params, pair: objectives.score(params, *pair), {**params, **own}, (cut, sample)
+    )
+    there = rows > 0
+    plain = there.to(losses.dtype) / there.sum().clamp(min=1)
+    of_copies, *slopes = torch.autograd.grad((plain * losses).sum(), [cut, *own.values()], materialize_grads=True)
+    of_features = of_copies.movedim(2, 0) * there.sum()  # [H, T, B, D]
+    found, judged = dict(zip(own, slopes, strict=True)), (losses.detach(), rows, metrics)
+    if balance.needs == "features":
+        flat = of_features.flatten(1)
+        weights, entries, metrics = _asked(balance, objectives, params, judged, parallel.total(flat @ flat.T))
+        back = torch.autograd.grad(seen, list(shared.values()), torch.tensordot(weights, of_features, 1))
+        return {**parallel.total({**found, **dict(zip(shared, back, strict=True))}), **entries}, metrics
+    found, slopes = parallel.total((found, pulled_back(seen, shared, of_features)))
+    weighed, metrics = _mixed(balance, objectives, params, judged, slopes)
+    return {**found, **weighed}, metrics
 
 
 def _mixed(
     balance: Balance, objectives: Objectives, params: Params, judged: tuple[Tensor, Tensor, Metrics], slopes: Params
 ) -> tuple[Params, Metrics]:
-    """The heads' slopes by name [H, ...] as one: those of shared entries weighed, the others' plain mean."""
+    """The heads' slopes by the shared entries, by name [H, ...], as one; and metrics."""
     flat = torch.cat([slopes[name].flatten(1) for name in objectives.shared], 1)  # [H, P]
     gram = flat @ flat.T
     weights, entries, metrics = _asked(balance, objectives, params, judged, gram, flat)
     mixed = weights @ flat if weights.ndim == 1 else (weights * flat).sum(0)
     parts = mixed.split([params[name].numel() for name in objectives.shared])
     found = {name: part.view_as(params[name]) for name, part in zip(objectives.shared, parts, strict=True)}
-    rest = {name: slope for name, slope in slopes.items() if name not in found}
-    return {**_plain(rest, judged[1]), **found, **entries}, metrics
+    return {**found, **entries}, metrics
 
 
 def _asked(
@@ -112,12 +122,6 @@ def _asked(
     weights, entries = balance(_known(losses, rows), slopes if balance.needs == "slopes" else gram, params)
     weights = _used(weights, rows)
     return weights, entries, {**metrics, **_weights(objectives, weights)}
-
-
-def _plain(slopes: Params, rows: Tensor) -> Params:
-    """The mean over heads that have a row."""
-    there = rows > 0
-    return {n: torch.tensordot((there / there.sum().clamp(min=1)).to(s.dtype), s, 1) for n, s in slopes.items()}
 
 
 def _weights(objectives: Objectives, weights: Tensor) -> Metrics:

@@ -207,8 +207,8 @@ class Net:
         return dict(zip(self.heads, parts, strict=True))
 
     def linear(self, features: Tensor, weight: Tensor, bias: Tensor | None) -> Outputs:
-        """Outputs by head of a linear layer, whose rows are the heads', on features of all or of each."""
-        if not self.apart:
+        """Outputs by head of a linear layer, whose rows are the heads', on features of all [B, D] or each [B, H, D]."""
+        if features.ndim == 2:
             return self.read(F.linear(features, weight, bias))
         sizes = [head.size for head in self.heads.values()]
         biases = [None] * len(sizes) if bias is None else bias.split(sizes)
