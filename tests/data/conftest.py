@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gzip
+import struct
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -12,11 +14,13 @@ from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
 from metarun.data.draw.source import ImageData
+from metarun.data.images import mnist
 from metarun.data.images.collection import Collection
 from metarun.engine import progress
 
 PROJECT = Path(__file__).parents[2]
 SHARED = PROJECT.parent / "shared" / "data"
+SMALL, VAL = {"train": 60, "t10k": 20}, 10  # images of the small MNIST
 
 
 @pytest.fixture(autouse=True)
@@ -92,6 +96,43 @@ def numbered() -> Callable[..., Collection]:
         return Collection.of(images, labels, names, tuple(groups or ("all",) * len(counts)))
 
     return make
+
+
+class SmallMnist(NamedTuple):
+    """A small MNIST in the authors' format."""
+
+    write: Callable[..., Path]  # write(root, packed, folder): the four files
+    content: Callable[[str], tuple[torch.Tensor, torch.Tensor]]  # images and digits of "train" or "t10k"
+    idx: Callable[[torch.Tensor], bytes]
+
+
+@pytest.fixture
+def small_mnist(monkeypatch: pytest.MonkeyPatch) -> SmallMnist:
+    """Image m of a part has m white pixels (of training) or m + 100 (of test) at its end; its digit is m % 10."""
+    monkeypatch.setattr(mnist, "PARTS", SMALL)
+    monkeypatch.setattr(mnist, "VAL", VAL)
+    return SmallMnist(_write_mnist, _mnist_content, _idx)
+
+
+def _mnist_content(part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    count = torch.arange(SMALL[part]) + (100 if part == "t10k" else 0)
+    place = torch.arange(28 * 28).flip(0)
+    return (place < count[:, None]).view(-1, 28, 28).byte() * 255, (torch.arange(SMALL[part]) % 10).byte()
+
+
+def _idx(array: torch.Tensor) -> bytes:
+    return struct.pack(f">BBBB{array.ndim}i", 0, 0, 8, array.ndim, *array.shape) + array.numpy().tobytes()
+
+
+def _write_mnist(root: Path, packed: bool = False, folder: str = "MNIST/raw") -> Path:
+    raw = root / folder
+    raw.mkdir(parents=True)
+    for part in SMALL:
+        for kind, array in zip(("images-idx3", "labels-idx1"), _mnist_content(part)):
+            data = _idx(array)
+            name = f"{part}-{kind}-ubyte"
+            (raw / (f"{name}.gz" if packed else name)).write_bytes(gzip.compress(data) if packed else data)
+    return raw
 
 
 def _configured(name: str, **keys: Any) -> Any:
