@@ -36,7 +36,7 @@ from metarun.bounds import (  # noqa: F401
     Steps,
     ends,
 )
-from metarun.construct import COMPUTE_ONLY, PLACE, PROTOCOL, Place  # noqa: F401
+from metarun.construct import COMPUTE_ONLY, PLACE, PROTOCOL, Place, nearest  # noqa: F401
 from metarun.errors import UserError  # noqa: F401
 
 Params = dict[str, Tensor]

@@ -1,22 +1,35 @@
-"""MNIST as three tasks on one image: which digit it is, whether that is odd, and how much ink it shows."""
+"""MNIST as several tasks on one image: which digit it is, that modulo 3, whether it is odd, how much ink it shows, and
+how far it leans.
+
+Ink is the mean of the pixels. Slant is −μ₁₁ / μ₀₂ of the image's second central moments: the s of the line x = −s·y (y
+downwards) through its centre of mass that fits its ink best, more than 0 where it leans to the right, as italics do.
+Both are shifted and scaled to mean 0 and variance 1 in training.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from metarun.data.draw.rows import Rows
-from metarun.data.draw.table import TableData
+from metarun.data.draw.named import picked
+from metarun.data.draw.table import TableData, metric_of
 from metarun.data.images import mnist
 from metarun.data.images.collection import Collection
 from metarun.data.images.mapped import PIECE, Resident
 from metarun.data.images.root import root_of
 from metarun.types import COMPUTE_ONLY, Count, Head, Natural, Place, Targets
 
-HEADS = {"digit": Head("class", mnist.CLASSES), "parity": Head("class", 2), "ink": Head("value", 1)}
+HEADS = {
+    "digit": Head("class", mnist.CLASSES),
+    "mod3": Head("class", 3),
+    "parity": Head("class", 2),
+    "ink": Head("value", 1),
+    "slant": Head("value", 1),
+}
 
 
 @dataclass(frozen=True)
@@ -24,27 +37,42 @@ class MnistTasks:
     """Ink is 1, paper is 0. There are no classes to draw: a task is rows that are predicted together."""
 
     root: Place
+    heads: Sequence[str]
     ways: Count
     shots: Natural
     queries: Count
     resident: Annotated[Resident, COMPUTE_ONLY]
 
     def load(self, device: torch.device) -> TableData:
+        heads = {name: HEADS[name] for name in picked("data.heads", self.heads, HEADS, "head")}
         collection, parts = mnist.digits("mnist", root_of(self.root)), mnist.dealt()
         targets = _targets(collection, parts["train"])
-        splits = {name: _rows(targets, chosen) for name, chosen in parts.items()}
         protocol = {"split": mnist.split_in_words(), "rotations": "none"}
-        data = TableData("mnist_tasks", collection.images, splits, collection.fingerprint, protocol, "digit/accuracy")
+        data = TableData.dealt("mnist_tasks", collection, parts, targets, heads, protocol, metric_of(heads))
         return data.to(device, self.resident)
 
 
 def _targets(collection: Collection, train: Tensor) -> Targets:
-    """Of all images. Ink is the mean of an image's pixels, shifted and scaled to mean 0 and variance 1 in training."""
+    """Of all images, for every head there is."""
+
+    def value(measure: Callable[[Tensor], Tensor]) -> Tensor:
+        found = torch.cat([measure(piece[:, 0].double()) for piece in collection.images.split(PIECE)])
+        return ((found - found[train].mean()) / found[train].std(correction=0)).float()[:, None]
+
     digit = collection.labels
-    ink = torch.cat([piece.flatten(1).sum(1) for piece in collection.images.split(PIECE)]).double()
-    ink = (ink - ink[train].mean()) / ink[train].std(correction=0)
-    return {"digit": digit, "parity": digit % 2, "ink": ink.float()[:, None]}
+    return {"digit": digit, "mod3": digit % 3, "parity": digit % 2, "ink": value(_ink), "slant": value(_slant)}
 
 
-def _rows(targets: Targets, chosen: Tensor) -> Rows:
-    return Rows(chosen, torch.zeros_like(chosen), {name: target[chosen] for name, target in targets.items()}, HEADS)
+def _ink(images: Tensor) -> Tensor:
+    """The sum of each image's pixels [M], of images [M, H, W]."""
+    return images.flatten(1).sum(1)
+
+
+def _slant(images: Tensor) -> Tensor:
+    """Of each image, minus its central moment in x and y over that in y [M]; an image of one row leans nowhere."""
+    mass = _ink(images).clamp(min=1)
+    place = torch.arange(images.shape[1], dtype=images.dtype, device=images.device)
+    x = place - (images.sum(1) @ place / mass)[:, None]  # from the centre of mass: [M, W]
+    y = place - (images.sum(2) @ place / mass)[:, None]
+    down = torch.einsum("mij,mi,mi->m", images, y, y)
+    return -torch.einsum("mij,mi,mj->m", images, y, x) / down.clamp(min=1)

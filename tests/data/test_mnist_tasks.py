@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 import torch
 
+from metarun.data import mnist_tasks as module
 from metarun.data.draw.table import TableData
+from metarun.data.images import mnist
 from metarun.errors import UserError
 from metarun.types import Head
 
@@ -41,9 +43,71 @@ def test_one_image_has_a_digit_its_parity_and_its_ink(small: Load) -> None:
         assert torch.allclose(rows.targets["ink"], ink[:, None].float(), atol=1e-5)
 
 
-def test_to_predict_the_mean_ink_has_a_squared_error_of_one(small: Load) -> None:
-    ink = small().splits["train"].targets["ink"].double()
-    assert float(ink.mean()) == pytest.approx(0, abs=1e-6) and float(ink.square().mean()) == pytest.approx(1, abs=1e-6)
+def test_any_of_the_heads_are_taken_in_the_order_given(small: Load) -> None:
+    data = small(heads=["slant", "mod3"])
+    rows = data.splits["test"]
+    assert list(rows.heads.items()) == [("slant", Head("value", 1)), ("mod3", Head("class", 3))]
+    assert rows.targets.keys() == rows.heads.keys() and data.metric == "slant/mse"
+    digit = small(heads=["digit"]).splits["test"].targets["digit"]
+    assert rows.targets["mod3"].equal(digit % 3)
+
+
+@pytest.mark.parametrize(
+    ("heads", "metric"), [(["digit"], "accuracy"), (["ink"], "mse"), (["mod3", "ink"], "mod3/accuracy")]
+)
+def test_the_first_head_chooses_the_model(small: Load, heads: list[str], metric: str) -> None:
+    assert small(heads=heads).metric == metric
+
+
+@pytest.mark.parametrize("lean", [-0.5, 0.0, 0.25, 1.0])
+def test_the_slant_of_a_line_is_its_slope_to_the_right(lean: float) -> None:
+    """A column of ink, one pixel in each row, sheared."""
+    up = torch.arange(9.0).flip(0)
+    images = torch.zeros(1, 28, 28, dtype=torch.float64)
+    place = 14 + lean * (up - 4)
+    for y, x in enumerate(place.tolist()):  # a pixel between two others is parted among them
+        left, part = int(x), x - int(x)
+        images[0, y + 3, left] += 255 * (1 - part)
+        images[0, y + 3, left + 1] += 255 * part
+    assert float(module._slant(images)) == pytest.approx(lean, abs=1e-12)
+
+
+def test_blank_images_and_single_rows_lean_nowhere() -> None:
+    images = torch.zeros(2, 28, 28, dtype=torch.float64)
+    images[1, 5, 3:20] = 255
+    assert module._slant(images).tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("head", ["ink", "slant"])
+def test_to_predict_the_mean_has_a_squared_error_of_one(small: Load, head: str) -> None:
+    values = small(heads=[head]).splits["train"].targets[head].double()
+    assert float(values.mean()) == pytest.approx(0, abs=1e-6)
+    assert float(values.square().mean()) == pytest.approx(1, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("heads", "message"),
+    [
+        (["digit", "mod4"], "data.heads: there is no head mod4. Did you mean mod3?"),
+        (["digit", "ink", "digit"], "data.heads names the head digit twice. Leave out one."),
+        ([], "data.heads=[] names no head. There are: digit, ink, mod3, parity, slant."),
+    ],
+)
+def test_heads_that_cannot_be_are_refused(small: Load, heads: list[str], message: str) -> None:
+    with pytest.raises(UserError) as error:
+        small(heads=heads)
+    assert str(error.value) == message
+
+
+def test_fingerprints_tell_heads_and_splits_apart_and_images_are_decoded_once(
+    small: Load, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = small(heads=["digit"])
+    monkeypatch.setattr(mnist, "_decode", lambda *_: pytest.fail("decoded twice"))
+    data = [first, small(heads=["parity"]), small(heads=["digit", "parity"]), small(heads=["parity", "digit"])]
+    assert len({one.fingerprint for one in data}) == 4
+    assert len({one.episodes(split, 1, 0, 5).fingerprint for one in data for split in ("val", "test")}) == 8
+    assert small(heads=["digit"]).fingerprint == first.fingerprint
 
 
 def test_a_fixed_part_of_the_training_images_validates(small: Load) -> None:

@@ -13,9 +13,10 @@ from torch import Tensor
 from metarun.data.draw.offers import not_offered, one_size
 from metarun.data.draw.rows import RowEpisodeSampler, Rows, RowSampler
 from metarun.data.draw.split import stored
+from metarun.data.images.collection import Collection
 from metarun.data.images.mapped import PIECE, Mapped, Resident, placed
 from metarun.errors import UserError
-from metarun.types import Span
+from metarun.types import Heads, Span, Targets
 
 
 @dataclass(frozen=True)
@@ -25,12 +26,33 @@ class TableData:
     name: str
     images: Tensor | Mapped  # uint8 [M, C, H, W]
     splits: Mapping[str, Rows]
-    fingerprint: str  # of images and targets
+    content: str  # a text that differs wherever images or targets do
     protocol: dict[str, Any]
     metric: str
 
     offers: ClassVar[tuple[str, ...]] = ("rows",)
     classes: ClassVar[dict[str, list[str]]] = {}
+
+    @staticmethod
+    def dealt(
+        name: str,
+        collection: Collection,
+        parts: Mapping[str, Tensor],
+        targets: Targets,
+        heads: Heads,
+        protocol: dict[str, Any],
+        metric: str,
+    ) -> TableData:
+        """All images of a collection with their targets, dealt to splits: `parts` are the numbers of those of each."""
+        splits = {
+            split: Rows(chosen, torch.zeros_like(chosen), {head: targets[head][chosen] for head in heads}, heads)
+            for split, chosen in parts.items()
+        }
+        return TableData(name, collection.images, splits, collection.fingerprint, protocol, metric)
+
+    @property
+    def fingerprint(self) -> str:
+        return hashlib.sha256(" ".join(map(self._fingerprint, self.splits.values())).encode()).hexdigest()
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -70,7 +92,14 @@ class TableData:
 
     def _fingerprint(self, rows: Rows) -> str:
         """Of the content and of what a draw's indices mean."""
-        content = hashlib.sha256(f"{self.fingerprint} {' '.join(rows.heads)}".encode())
+        content = hashlib.sha256(f"{self.content} {' '.join(rows.heads)}".encode())
         for part in (rows.image, rows.turns):
             content.update(part.cpu().contiguous().numpy().data)
         return f"sha256:{content.hexdigest()}"
+
+
+def metric_of(heads: Heads) -> str:
+    """What a model is chosen by: the metric of the first head."""
+    name, head = next(iter(heads.items()))
+    kind = "accuracy" if head.kind == "class" else "mse"
+    return kind if len(heads) == 1 else f"{name}/{kind}"
