@@ -20,7 +20,7 @@ from metarun.engine.mapping import Parallel
 from metarun.maths import pooled
 from metarun.maths.losses import by_head, flat
 from metarun.metrics import metric
-from metarun.types import Algorithm, Draw, Episode, Heads, Metrics, Outputs, Params, Sampler, Targets, told
+from metarun.types import Algorithm, Draw, Episode, Heads, Metrics, Outputs, Params, Sampler, Score, Targets, told
 
 log = logging.getLogger("metarun")
 
@@ -146,12 +146,23 @@ def transductive(algo: Algorithm, params: Params, exam: Exam) -> bool:
 def _judged(heads: Heads, outputs: Outputs, y: Targets, own: Metrics) -> Metrics:
     """The metrics of one task, and whether its adaptation diverged, so that outputs or losses are no numbers.
 
-    Then it is wrong for every query of every head, and has no loss. Nothing here waits for the device.
+    Then it is wrong for every query of every head, and has no loss. What no query has a target for is no number either.
+    Nothing here waits for the device.
     """
     score = by_head(heads, outputs, y)
     held = torch.stack([part.isfinite().all() for part in (*outputs.values(), *score.losses.values())]).all()
-    found = {n: torch.where(held, m, math.nan if metric(n).is_loss else 0.0) for n, m in flat(score).items()}
+    found = {}
+    for name, value in flat(score).items():
+        judged = torch.where(held, value, math.nan if metric(name).is_loss else 0.0)
+        found[name] = torch.where(_rows_of(name, score) > 0, judged, math.nan)
     return {**found, **own, DIVERGED: (~held).to(torch.float32)}
+
+
+def _rows_of(name: str, score: Score) -> Tensor:
+    """How many rows stand behind a metric: of one head, or of all that have it."""
+    head, _, kind = name.rpartition("/")
+    heads = [head] if head else [h for h, own in score.metrics.items() if kind == "loss" or kind in own]
+    return torch.stack([score.rows[h] for h in heads]).sum()
 
 
 def marked(trajectory: Iterable[Params], marks: Collection[int]) -> Iterator[tuple[int, Params]]:
@@ -204,12 +215,12 @@ def worth(name: str, tasks: int, scores: Mapping[str, Summary]) -> float:
     """What a validation on so many tasks is chosen by: more is better.
 
     A mean error is of those tasks that did not diverge. One that lost tasks is therefore worse than any that lost none,
-    and the worse the more it lost.
+    and the worse the more it lost. That a task has no row of a head is no such loss.
     """
-    found = scores[name]
-    if metric(name).is_loss and 0 < found["tasks"] < tasks:
-        return -sys.float_info.max * (1 - found["tasks"] / tasks)
-    return metric(name).sign * found["mean"]
+    held = scores["loss"]["tasks"]
+    if metric(name).is_loss and 0 < held < tasks:
+        return -sys.float_info.max * (1 - held / tasks)
+    return metric(name).sign * scores[name]["mean"]
 
 
 def summary(values: Tensor) -> Summary:

@@ -3,7 +3,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -56,6 +56,19 @@ class TwoHeads:
         x = draw["x"][..., None]  # [T, B, 1]
         y = {"digit": torch.zeros(x.shape[:2], dtype=torch.int64), "ink": torch.zeros_like(x)}
         return Episode(Batch(x, y), Batch(x, y))
+
+
+class TakingTurns(TwoHeads):
+    """The same, but one task has a class alone, the next one a value alone."""
+
+    heads: ClassVar = {name: replace(head, gaps=True) for name, head in HEADS.items()}
+
+    def gather(self, draw: Draw) -> Episode:
+        query = super().gather(draw).query
+        odd = (torch.arange(len(query.x)) % 2 == 1)[:, None]
+        digit = query.y["digit"].masked_fill(odd, -100)
+        batch = Batch(query.x, {"digit": digit, "ink": query.y["ink"].masked_fill(~odd[..., None], math.nan)})
+        return Episode(batch, batch)
 
 
 @dataclass(frozen=True)
@@ -313,11 +326,30 @@ def test_a_validation_that_lost_tasks_of_a_regression_is_worse_than_any_that_los
     """However small the error on those that are left; an accuracy counts lost tasks as wrong anyway."""
 
     def of(mean: float, tasks: int, name: str = "mse") -> float:
-        return worth(name, 10, {name: {"mean": mean, "ci95": 0.0, "tasks": tasks}})
+        found: Any = {"mean": mean, "ci95": 0.0, "tasks": tasks}
+        return worth(name, 10, {name: found, "loss": found})
 
     assert of(0.5, 10) > of(2.0, 10) > of(1e300, 10) > of(0.1, 9) > of(0.01, 2)
     assert math.isfinite(of(0.1, 1)) and math.isnan(of(math.nan, 0))
     assert of(0.9, 10, "accuracy") > of(0.5, 10, "digit/accuracy") > of(0.4, 10, "accuracy")
+
+
+def test_a_validation_of_few_tasks_with_a_head_lost_none() -> None:
+    """Of ten tasks three have rows of the head, and none diverged."""
+    scores: Any = {"ink/mse": {"mean": 0.5, "ci95": 0.0, "tasks": 3}, "loss": {"mean": 1.0, "ci95": 0.0, "tasks": 10}}
+    assert worth("ink/mse", 10, scores) == -0.5
+
+
+@pytest.mark.parametrize("parallel", [LOOP, Parallel("vmap", 3)], ids=str)
+def test_what_no_query_of_a_task_has_a_target_for_is_in_no_mean(parallel: Parallel) -> None:
+    """Tasks 0 and 2 have digits, all right; 1 and 3 values, with errors of 1 and 9, and of 25 and 49."""
+    x = torch.tensor([[1.0, 2.0], [1.0, 3.0], [0.0, 1.0], [5.0, 7.0]])
+    sampler: Any = TakingTurns()
+    algo: Any = Repeating()
+    found = evaluate(algo, {"unused": torch.zeros(1)}, Exam(sampler, {"x": x}, 1, [1]), parallel).scores
+    assert found["digit/accuracy"] == found["accuracy"] == {"mean": 1.0, "ci95": 0.0, "tasks": 2}
+    assert (found["ink/mse"]["mean"], found["ink/mse"]["tasks"]) == (21.0, 2) and found["mse"] == found["ink/mse"]
+    assert found["loss"]["tasks"] == 4
 
 
 def test_what_diverged_is_said_once_to_whom_it_concerns(case: Callable[..., Any]) -> None:

@@ -153,7 +153,8 @@ def test_images_from_disk_are_the_same(small: Load) -> None:
     [
         (-1, 5, "test.shots=-1 must be at least 0"),
         (0, 0, "test.queries=0 must be at least 1"),
-        (8, 13, "test.shots=8 with test.queries=13 needs 21 images; mnist_tasks's test split has 20. Lower one"),
+        (0, 11, "test.shots=0 with test.queries=11 needs 22 rows, for two tasks; mnist_tasks's test split has 20. "),
+        (8, 13, "test.shots=8 with test.queries=13 needs 21 rows; mnist_tasks's test split has 20. Lower one"),
     ],
 )
 def test_tasks_that_cannot_be_are_refused(small: Load, shots: int, queries: int, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Rows of a table, each an image with a target of every head: as one training batch, or dealt out to tasks."""
+"""Rows of a table, each an image or a vector with targets: as one training batch, as fixed tasks, or dealt to tasks."""
 
 from __future__ import annotations
 
@@ -16,10 +16,13 @@ from metarun.types import Batch, Draw, Episode, Head, Heads, Targets
 class Rows:
     """The rows of one split, R of them."""
 
-    image: Tensor  # int64 [R]: the image that a row shows
+    image: Tensor  # int64 [R]: the image, or the vector, that a row shows
     turns: Tensor  # int64 [R]: by how many quarter turns
     targets: Targets  # [R] of a class head, [R, size] of a value head
     heads: Heads
+    parts: tuple[
+        int, ...
+    ] = ()  # where they are of several fixed tasks, each with heads of its own: so many rows of each
 
     @staticmethod
     def of_classes(split: ClassSplit) -> Rows:
@@ -43,7 +46,7 @@ class Rows:
 class RowSampler:
     """One batch that all heads share, of rows drawn uniformly and with replacement."""
 
-    images: Tensor | Mapped  # uint8 [M, C, H, W]
+    images: Tensor | Mapped  # uint8 [M, C, H, W], or vectors [M, D]
     rows: Rows
     shots: int
     fingerprint: str
@@ -67,14 +70,46 @@ class RowSampler:
 
 
 @dataclass(frozen=True)
+class PartSampler:
+    """Fixed tasks, each with rows of its own, drawn from them uniformly and with replacement."""
+
+    images: Tensor | Mapped  # uint8 [M, C, H, W], or vectors [M, D]
+    rows: Rows  # in parts
+    shots: int
+    fingerprint: str
+
+    @property
+    def heads(self) -> Heads:
+        return self.rows.heads
+
+    @property
+    def from_disk(self) -> bool:
+        return isinstance(self.images, Mapped)
+
+    def draw(self, count: int, generator: torch.Generator) -> Draw:
+        """Rows [T, B] of T tasks, ascending and without repetition (all of them where T is as many)."""
+        device = generator.device
+        sizes = torch.tensor(self.rows.parts, device=device)
+        task = torch.rand(len(sizes), generator=generator, device=device).topk(min(count, len(sizes))).indices
+        task = task.sort().values
+        lots = torch.rand(len(task), self.shots, generator=generator, device=device)
+        return {"row": (sizes.cumsum(0) - sizes)[task, None] + (lots * sizes[task, None]).long()}
+
+    def gather(self, draw: Draw) -> Batch:
+        """x [T, B, ...], y[head] [T, B]: known in the rows of the task that the head is of."""
+        return self.rows.batch(self.images, draw["row"].to(self.images.device))
+
+
+@dataclass(frozen=True)
 class RowEpisodeSampler:
     """Tasks without classes to draw: `shots` rows to learn from, `queries` to be judged by.
 
     The rows are dealt out like cards: a task holds none twice, and before any is dealt a second time all have been,
-    but for a remainder too small for a task.
+    but for a remainder too small for a task. Without shots none is dealt a second time: the same prediction of it would
+    tell nothing new, so there are no more tasks than rows give. A task holds rows of one part, where there are several.
     """
 
-    images: Tensor | Mapped  # uint8 [M, C, H, W]
+    images: Tensor | Mapped  # uint8 [M, C, H, W], or vectors [M, D]
     rows: Rows
     shots: int
     queries: int
@@ -89,11 +124,22 @@ class RowEpisodeSampler:
         return isinstance(self.images, Mapped)
 
     def draw(self, count: int, generator: torch.Generator) -> Draw:
-        """Rows [T, K+Q]."""
+        """Rows [T, K+Q]: of each part as many tasks, or one more."""
+        parts = self.rows.parts or (len(self.rows.image),)
+        share, more = divmod(count, len(parts))
+        dealt, start = [], 0
+        for part, size in enumerate(parts):
+            dealt.append(start + self._dealt(size, share + (part < more), generator))
+            start += size
+        return {"row": torch.cat(dealt)}
+
+    def _dealt(self, rows: int, count: int, generator: torch.Generator) -> Tensor:
+        """As many tasks of so many rows."""
         each = self.shots + self.queries
-        tasks = len(self.rows.image) // each  # of one shuffled pack
-        lots = torch.rand(-(-count // tasks), len(self.rows.image), generator=generator, device=generator.device)
-        return {"row": lots.argsort(1)[:, : tasks * each].reshape(-1, each)[:count]}
+        tasks = rows // each  # of one shuffled pack
+        packs = -(-count // tasks) if self.shots else 1
+        lots = torch.rand(packs, rows, generator=generator, device=generator.device)
+        return lots.argsort(1)[:, : tasks * each].reshape(-1, each)[:count]
 
     def gather(self, draw: Draw) -> Episode:
         batch = self.rows.batch(self.images, draw["row"].to(self.images.device))

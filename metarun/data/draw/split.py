@@ -48,8 +48,10 @@ def stored(images: Tensor | Mapped, rows: Tensor) -> Tensor:
 
 
 def pixels(images: Tensor | Mapped, rows: Tensor, turns: Tensor) -> Tensor:
-    """The images at `rows`, each turned by 90° `turns` times, as floats in [0, 1]."""
+    """The images at `rows`, each turned by 90° `turns` times, as floats in [0, 1]; vectors are what they are."""
     chosen = stored(images, rows)
+    if chosen.is_floating_point():
+        return chosen
     if chosen.shape[-1] == chosen.shape[-2]:
         turns = turns[..., None, None, None]
         chosen = torch.where(turns >= 2, chosen.flip(-2, -1), chosen)

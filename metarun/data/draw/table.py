@@ -1,4 +1,4 @@
-"""Images with several targets each, dealt to splits by row, and the ways to draw from them."""
+"""Images or vectors with several targets each, dealt to splits by row, and the ways to draw from them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from metarun.data.draw.offers import not_offered, one_size
-from metarun.data.draw.rows import RowEpisodeSampler, Rows, RowSampler
+from metarun.data.draw.rows import PartSampler, RowEpisodeSampler, Rows, RowSampler
 from metarun.data.draw.split import stored
 from metarun.data.images.collection import Collection
 from metarun.data.images.mapped import PIECE, Mapped, Resident, placed
@@ -21,16 +21,16 @@ from metarun.types import Heads, Span, Targets
 
 @dataclass(frozen=True)
 class TableData:
-    """The rows of each split; training is on batches of rows, validation and test on tasks dealt from them."""
+    """The rows of each split; training is on batches of rows, or on fixed tasks where the rows are in parts; validation
+    and test are on tasks dealt from them."""
 
     name: str
-    images: Tensor | Mapped  # uint8 [M, C, H, W]
+    images: Tensor | Mapped  # uint8 [M, C, H, W], or vectors [M, D]
     splits: Mapping[str, Rows]
     content: str  # a text that differs wherever images or targets do
     protocol: dict[str, Any]
     metric: str
 
-    offers: ClassVar[tuple[str, ...]] = ("rows",)
     classes: ClassVar[dict[str, list[str]]] = {}
 
     @staticmethod
@@ -55,11 +55,17 @@ class TableData:
         return hashlib.sha256(" ".join(map(self._fingerprint, self.splits.values())).encode()).hexdigest()
 
     @property
+    def offers(self) -> tuple[str, ...]:
+        return ("group", "rows") if self.splits["train"].parts else ("rows",)
+
+    @property
     def shape(self) -> tuple[int, ...]:
         return tuple(self.images.shape[1:])
 
     def pictures(self, split: str) -> Iterator[tuple[str, Tensor]]:
         """The images in pieces, which are named by the place of their first one."""
+        if len(self.shape) != 3:
+            return
         for rows in self.splits[split].image.split(PIECE):
             yield f"images from {int(rows[0])} on", stored(self.images, rows)
 
@@ -77,18 +83,25 @@ class TableData:
             if value < least:
                 raise UserError(f"{section}.{key}={value} must be at least {least}. Raise it.")
         rows = self.splits[split]
-        if shots + queries > len(rows.image):
-            raise UserError(
-                f"{section}.shots={shots} with {section}.queries={queries} needs {shots + queries} images; "
-                f"{self.name}'s {split} split has {len(rows.image)}. Lower one of them."
-            )
+        self._check_rows(split, min(rows.parts or (len(rows.image),)), shots, queries, section)
         return RowEpisodeSampler(self.images, rows, shots, queries, self._fingerprint(rows))
 
-    def tasks(self, by: str, shots: int) -> RowSampler:
+    def _check_rows(self, split: str, there: int, shots: int, queries: int, section: str) -> None:
+        """Refuses tasks that so many rows do not give; without shots two of them, else an interval has no meaning."""
+        needed = shots + queries if shots else 2 * queries
+        if needed > there:
+            two = "" if shots else ", for two tasks"
+            raise UserError(
+                f"{section}.shots={shots} with {section}.queries={queries} needs {needed} rows{two}; "
+                f"{self.name}'s {split} split has {there}. Lower one of them."
+            )
+
+    def tasks(self, by: str, shots: int) -> RowSampler | PartSampler:
         if by not in self.offers:
             raise not_offered(by, self.name, self.offers)
         rows = self.splits["train"]
-        return RowSampler(self.images, rows, shots, self._fingerprint(rows))
+        sampler = PartSampler if by == "group" else RowSampler
+        return sampler(self.images, rows, shots, self._fingerprint(rows))
 
     def _fingerprint(self, rows: Rows) -> str:
         """Of the content and of what a draw's indices mean."""

@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import Tensor
 
-from metarun.data.draw.rows import RowEpisodeSampler, Rows, RowSampler
+from metarun.data.draw.rows import PartSampler, RowEpisodeSampler, Rows, RowSampler
 from metarun.data.draw.source import split_classes
 from metarun.data.images.collection import Collection
 from metarun.types import Batch, Head
@@ -111,3 +112,41 @@ def test_a_task_may_have_nothing_to_learn_from() -> None:
     assert episode.support.x.shape == (4, 0, 1, 3, 3)
     assert {name: tuple(y.shape) for name, y in episode.support.y.items()} == {"third": (4, 0), "tenth": (4, 0, 1)}
     assert holds_its_targets(episode.query)
+
+
+def test_without_shots_no_row_is_dealt_twice() -> None:
+    row = dealt(23, 0, 5).draw(100, seeded())["row"]
+    assert row.shape == (4, 5) and len(row.unique()) == 20
+
+
+def in_parts(*parts: int) -> tuple[Tensor, Rows]:
+    images, rows = table(sum(parts))
+    return images, replace(rows, parts=parts)
+
+
+@pytest.mark.parametrize(("tasks", "of_each"), [(6, [2, 2, 2]), (7, [3, 2, 2]), (3, [1, 1, 1]), (40, [4, 2, 2])])
+def test_a_task_has_rows_of_one_part_and_each_part_as_many_tasks(tasks: int, of_each: list[int]) -> None:
+    row = RowEpisodeSampler(*in_parts(20, 12, 11), 0, 5, "").draw(tasks, seeded())["row"]
+    owner = torch.bucketize(row, torch.tensor([20, 32]), right=True)
+    assert owner.eq(owner[:, :1]).all() and torch.bincount(owner[:, 0]).tolist() == of_each
+    assert len(row.unique()) == row.numel()
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 9])
+def test_fixed_tasks_have_rows_of_their_own_in_the_same_order_always(count: int) -> None:
+    drawn = PartSampler(*in_parts(20, 2, 11), 400, "")
+    draw = drawn.draw(count, seeded())
+    owner = torch.bucketize(draw["row"], torch.tensor([20, 22]), right=True)
+    assert owner.shape == (min(count, 3), 400) and owner.eq(owner[:, :1]).all()
+    assert owner[:, 0].equal(owner[:, 0].unique())
+    if count >= 3:
+        assert len(draw["row"].unique()) == 33
+    batch = drawn.gather(draw)
+    assert batch.x.shape == (min(count, 3), 400, 1, 3, 3) and holds_its_targets(batch)
+
+
+def test_vectors_are_drawn_as_they_are() -> None:
+    vectors, rows = torch.randn(20, 4), table(10)[1]
+    drawn = RowSampler(vectors, rows, 6, "")
+    draw = drawn.draw(1, seeded())
+    assert drawn.gather(draw).x.equal(vectors[2 * draw["row"]][None])
