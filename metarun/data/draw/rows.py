@@ -20,9 +20,7 @@ class Rows:
     turns: Tensor  # int64 [R]: by how many quarter turns
     targets: Targets  # [R] of a class head, [R, size] of a value head
     heads: Heads
-    parts: tuple[
-        int, ...
-    ] = ()  # where they are of several fixed tasks, each with heads of its own: so many rows of each
+    parts: tuple[int, ...] = ()  # the rows of each, where they are of several fixed tasks with heads of their own
 
     @staticmethod
     def of_classes(split: ClassSplit) -> Rows:
