@@ -107,7 +107,7 @@ def _print_table(comparison: Comparison) -> None:
     terminal = sys.stdout.isatty()
     width = None if terminal else 160  # a file has no width, and a pipe no reason to leave columns out
     console = Console(file=sys.stdout, force_terminal=terminal, width=width, highlight=False)
-    console.print(table.terminal(comparison, console.width, "±" if _utf8() else "+-"))
+    console.print(table.terminal(comparison, console.width, _spelled))
 
 
 def _say_missing(missing: list[Missing]) -> None:
@@ -142,9 +142,10 @@ def _write(comparison: Comparison, csv: Path | None, plot: Path | None) -> None:
 
 
 def _say(text: str) -> None:
-    """A terminal in the C locale knows no ±."""
-    print(text if _utf8() else text.replace("±", "+-"))
+    print(_spelled(text))
 
 
-def _utf8() -> bool:
-    return (sys.stdout.encoding or "").lower().startswith("utf")
+def _spelled(text: str) -> str:
+    """A terminal in the C locale knows no ± and no Δ."""
+    utf8 = (sys.stdout.encoding or "").lower().startswith("utf")
+    return text if utf8 else text.replace("±", "+-").replace("Δ", "delta ")

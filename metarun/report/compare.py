@@ -11,6 +11,7 @@ from string import ascii_uppercase
 from typing import Any
 
 from metarun.metrics import Score, metric, telling
+from metarun.report.improvement import improvement, is_single
 from metarun.report.interval import mean_t
 from metarun.report.runs import Run
 
@@ -36,6 +37,7 @@ class Group:
     runs: Members
     chosen: dict[str, str]  # what tells it from the others
     difference: Difference | None = None
+    gain: tuple[float, float] = (math.nan, math.nan)  # Δm over single-task training, and its interval
 
     @property
     def label(self) -> str:
@@ -214,7 +216,20 @@ def _ranked(groups: Sequence[Group]) -> tuple[Group, ...]:
         return math.isnan(mean), 0.0 if math.isnan(mean) else -sign * mean
 
     best, *rest = sorted(groups, key=place)
-    return best, *(replace(group, difference=_difference(group, best)) for group in rest)
+    return _with_gains((best, *(replace(group, difference=_difference(group, best)) for group in rest)))
+
+
+def _with_gains(ranked: tuple[Group, ...]) -> tuple[Group, ...]:
+    """Each held against the best single-task training on the same backbone, if there is any."""
+    single: dict[str, Members] = {}
+    for group in ranked:
+        if is_single(group.runs[0]):
+            single.setdefault(group.runs[0].names["backbone"], group.runs)
+    baselines = [single.get(group.runs[0].names["backbone"]) for group in ranked]
+    return tuple(
+        replace(group, gain=improvement(group.runs, alone)) if alone else group
+        for group, alone in zip(ranked, baselines, strict=True)
+    )
 
 
 def _difference(group: Group, best: Group) -> Difference | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 from rich import box
@@ -12,17 +13,19 @@ from rich.text import Text
 
 from metarun.metrics import cell, title
 from metarun.report.compare import Comparison, Group, Section
+from metarun.report.improvement import SINGLE, main_metrics
 from metarun.report.runs import Run
 
 COLUMNS = (
     *("protocol", "group", "algo", "data", "backbone", "metric", "seeds", "mean", "ci95", "ci95_over", "ci95_tasks"),
     *("val", "adapt_steps", "steps", "train_s", "tasks_per_s", "memory_mb"),
-    *("difference", "difference_ci95", "difference_seeds"),
+    *("difference", "difference_ci95", "difference_seeds", "delta_m", "delta_m_ci95"),
     *("differs", "episodes", "diverged"),
 )
 
 # The first that a terminal can miss, before heads.
 SPARE = ("MB", "± tasks", "tasks/s", "time", "steps", "adapt steps", "validation")
+GAIN = "Δm (%)"
 NARROW = 28  # letters to which a group's name may be wrapped
 
 
@@ -30,7 +33,7 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[list[str]]]]:
     """The header, and the rows of each section; what says nothing about any group is left out."""
     metrics = {group.metric for group in comparison.groups}
     one = title(*metrics) if len(metrics) == 1 else ""  # else each cell names its own
-    header = ["protocol", "group", "seeds", f"test {one}".rstrip(), "± tasks", "to the best"]
+    header = ["protocol", "group", "seeds", f"test {one}".rstrip(), "± tasks", "to the best", GAIN]
     header += [*map(title, comparison.heads), "validation", "adapt steps", "steps", "time", "tasks/s", "MB"]
     sections = [
         [_row(section, group, comparison.heads, not one) for group in section.groups] for section in comparison.sections
@@ -41,27 +44,28 @@ def cells(comparison: Comparison) -> tuple[list[str], list[list[list[str]]]]:
     return _only(header, shown), [[_only(row, shown) for row in section] for section in sections]
 
 
-def terminal(comparison: Comparison, width: int, plus_minus: str) -> Table:
-    """One table, a rule between protocols, the best of each in bold; columns that do not fit are left out."""
+def terminal(comparison: Comparison, width: int, spell: Callable[[str], str]) -> Table:
+    """One table, a rule between protocols, the best of each in bold; columns that do not fit are left out. `spell`
+    writes a text in letters that the terminal has."""
     header, sections = cells(comparison)
     widths = [max(map(len, column)) for column in zip(header, *(row for rows in sections for row in rows), strict=True)]
     widths[header.index("group")] = narrow = min(widths[header.index("group")], NARROW)
     shown = [True] * len(header)
-    for name in (*SPARE, *map(title, reversed(comparison.heads)), "to the best"):
+    for name in (*SPARE, *map(title, reversed(comparison.heads)), "to the best", GAIN):
         if name in header and sum(w + 3 for w, show in zip(widths, shown, strict=True) if show) > width:
             shown[header.index(name)] = False
     hidden = [name for name, show in zip(header, shown, strict=True) if not show]
-    caption = f"a wider terminal also shows: {', '.join(hidden)}" if hidden else None
+    caption = spell(f"a wider terminal also shows: {', '.join(hidden)}") if hidden else None
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False, caption=caption, caption_justify="left")
     for name in _only(header, shown):
         if name == "group":
             table.add_column(name, min_width=narrow, overflow="fold")
         else:
-            table.add_column(name, justify="left" if name == "protocol" else "right", no_wrap=True)
+            table.add_column(spell(name), justify="left" if name == "protocol" else "right", no_wrap=True)
     for rows in sections:
         for number, row in enumerate(rows):
             style = "bold" if number == 0 and len(rows) > 1 else None
-            table.add_row(*(Text(cell.replace("±", plus_minus)) for cell in _only(row, shown)), style=style)
+            table.add_row(*(Text(spell(cell)) for cell in _only(row, shown)), style=style)
         table.add_section()
     return table
 
@@ -100,7 +104,18 @@ def notes(comparison: Comparison) -> list[str]:
     if any(group.difference for group in several):
         among = " of the same protocol" if others else ""
         lines.append(f"to the best{among}: paired over shared seeds, ± 95% CI (Student t)")
-    return lines
+    return lines + _about_gains(comparison)
+
+
+def _about_gains(comparison: Comparison) -> list[str]:
+    """What Δm is, or how to get it where several heads were trained together."""
+    if any(not math.isnan(group.gain[0]) for group in comparison.groups):
+        return [
+            f"Δm: mean over heads of the gain over {SINGLE}=true on the same backbone, in percent of its score; ± over seeds"
+        ]
+    if any(len(main_metrics(group.runs[0])) > 1 for group in comparison.groups):
+        return [f"for Δm, the gain over training each head alone, compare with a run of algo=mtl {SINGLE}=true, too"]
+    return []
 
 
 def write_csv(comparison: Comparison, file: Path) -> None:
@@ -128,6 +143,7 @@ def _row(section: Section, group: Group, heads: list[str], with_metric: bool) ->
         cell(group.metric, *group.test) + (f" {title(group.metric)}" if with_metric else ""),
         _known(group.metric, group.mean(_over_tasks)) if len(group.runs) > 1 else "",
         _to_the_best(section, group),
+        _percent(*group.gain),
         *(_known(name, *group.score(name)) for name in heads),
         _known(group.metric, group.mean(_validation)),
         _range([run.adapt_steps for run in group.runs]),
@@ -168,6 +184,8 @@ def _record(section: Section, group: Group) -> dict[str, object]:
         "difference": _exact(difference.mean) if difference else "",
         "difference_ci95": _exact(difference.ci95) if difference else "",
         "difference_seeds": difference.seeds if difference else "",
+        "delta_m": _exact(group.gain[0]),
+        "delta_m_ci95": _exact(group.gain[1]),
         "episodes": run.protocol.get("episodes", ""),
         "diverged": sum(run.diverged for run in group.runs),
     }
@@ -184,6 +202,12 @@ def _validation(run: Run) -> float | None:
 def _known(name: str, mean: float, ci95: float = math.nan) -> str:
     """The cell of a score; empty where it is not known."""
     return "" if math.isnan(mean) else cell(name, mean, ci95)
+
+
+def _percent(gain: float, ci95: float) -> str:
+    """`+1.25 ± 0.40`, `-0.31`: a gain in percent."""
+    told = "" if math.isnan(gain) else f"{100 * gain:+z.2f}"
+    return told if math.isnan(ci95) else f"{told} ± {100 * ci95:.2f}"
 
 
 def _range(numbers: list[int | None]) -> str:

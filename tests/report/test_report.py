@@ -441,3 +441,76 @@ def test_an_empty_or_foreign_folder_is_no_run(tmp_path: Path) -> None:
 def test_it_starts_without_torch_and_matplotlib() -> None:
     code = "import sys, metarun.cli.report; sys.exit(bool({'torch', 'matplotlib', 'hydra'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+ALONE = ("algo.single_task=true",)
+
+
+def gains(home: Path) -> dict[str, tuple[float, float]]:
+    return {group.label: group.gain for group in compare(runs(home)).groups}
+
+
+def test_delta_m_is_the_mean_over_heads_of_the_relative_gain_over_single_task_training(tmp_path: Path) -> None:
+    """Single: digit 0.80, ink 0.40 (means over seeds). Joint: (0.88/0.80 - 1 + 1 - 0.30/0.40) / 2 = 0.175 of seed 0,
+    (0.84/0.80 - 1 + 1 - 0.44/0.40) / 2 = -0.025 of seed 1."""
+    for seed, (digit, ink) in enumerate([(0.78, 0.5), (0.82, 0.3)]):
+        write_heads(tmp_path / f"alone{seed}", digit, ink, typed=ALONE, algo="mtl", seed=seed)
+    for seed, (digit, ink) in enumerate([(0.88, 0.30), (0.84, 0.44)]):
+        write_heads(tmp_path / f"joint{seed}", digit, ink, algo="mtl", seed=seed)
+    found = gains(tmp_path)
+    assert found["mtl"] == pytest.approx(mean_t([0.175, -0.025]))
+    assert found["mtl algo.single_task=True"][0] == pytest.approx(0, abs=1e-12)
+
+
+def test_delta_m_takes_the_best_single_task_training_of_the_same_backbone_and_protocol(tmp_path: Path) -> None:
+    joint = {"algo": "mtl"}
+    write_heads(tmp_path / "joint", 0.9, 0.2, **joint)
+    write_heads(tmp_path / "worse", 0.5, 0.4, typed=(*ALONE, "train.steps=5"), **joint)
+    write_heads(tmp_path / "better", 0.6, 0.4, typed=ALONE, **joint)
+    write_heads(tmp_path / "other", 0.8, 0.4, typed=ALONE, **joint, backbone="mlp")
+    write_heads(tmp_path / "mlp", 0.8, 0.3, **joint, backbone="mlp", seed=3)
+    write_heads(tmp_path / "elsewhere", 0.8, 0.4, **joint, protocol=PROTOCOL | {"episodes": "sha256:b"})
+    found = {run.folder.name: group.gain[0] for group in compare(runs(tmp_path)).groups for run in group.runs}
+    assert found["joint"] == pytest.approx((0.9 / 0.6 - 1 + 0.5) / 2)
+    assert found["worse"] == pytest.approx((0.5 / 0.6 - 1) / 2)
+    assert found["mlp"] == pytest.approx((0 + 0.25) / 2)
+    assert found["better"] == 0 and math.isnan(found["elsewhere"])
+
+
+def test_delta_m_has_a_column_where_a_run_of_single_tasks_is_compared_and_else_a_line_says_how(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_heads(tmp_path / "joint", 0.9, 0.3, algo="mtl")
+    how = f"compare with a run of algo=mtl {ALONE[0]}, too"
+    for form in ([], ["--markdown"]):
+        shown = said(capsys, tmp_path, *form)
+        assert how in shown and "Δm (%)" not in shown
+    write_heads(tmp_path / "alone", 0.8, 0.4, typed=ALONE, algo="mtl")
+    for form in ([], ["--markdown"]):
+        shown = said(capsys, tmp_path, *form)
+        assert how not in shown and "Δm (%)" in shown and "+18.75" in shown and "Δm: mean over heads" in shown
+    said(capsys, tmp_path, "--csv", tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as stream:
+        joint, alone = csv.DictReader(stream)
+    assert (float(joint["delta_m"]), joint["delta_m_ci95"]) == (pytest.approx(0.1875), "")
+    assert float(alone["delta_m"]) == 0
+
+
+def test_one_head_is_held_against_itself_alone_and_runs_of_other_heads_have_no_delta_m(tmp_path: Path) -> None:
+    write_run(tmp_path / "joint", 0.9, algo="mtl")
+    write_run(tmp_path / "alone", 0.6, typed=ALONE, algo="mtl")
+    assert gains(tmp_path)["mtl"][0] == pytest.approx(0.5)
+    write_heads(tmp_path / "two", 0.9, 0.3, algo="a", metric="accuracy")
+    write_heads(tmp_path / "none", 0.9, 0.0, typed=ALONE, algo="a", backbone="mlp", metric="accuracy")
+    found = gains(tmp_path)
+    assert all(math.isnan(gain[0]) for label, gain in found.items() if label.startswith("a mlp"))
+
+
+def test_metrics_that_tables_leave_out_stand_in_the_csv(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    test = of_heads(0.9, 0.4)
+    test["heads"]["ink"]["r2"] = {"mean": 0.75, "ci95": 0.05, "tasks": 100}
+    write_run(tmp_path / "a", None, test=test, val=None)
+    assert "r2" not in said(capsys, tmp_path, "--csv", tmp_path / "table.csv")
+    with (tmp_path / "table.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["ink/r2"], row["ink/r2_ci95"]) == ("0.75", "0.05")
