@@ -65,7 +65,7 @@ class Clock:
         draw, gather = timed("sampling", loop.sampler.draw), timed("sampling", loop.sampler.gather)
         sampler: Any = SimpleNamespace(draw=draw, gather=gather, from_disk=loop.sampler.from_disk)
         step, log = timed("progress", loop.tracker.step), timed("logging", loop.tracker.log)
-        tracker: Any = SimpleNamespace(step=step, log=log, say=loop.tracker.say)
+        tracker: Any = SimpleNamespace(step=step, log=log, matrix=loop.tracker.matrix, say=loop.tracker.say)
         optimizer: Any = session.state.optimizer
         optimizer.step = timed("optimizer", optimizer.step)
         timed_loop = replace(

@@ -29,6 +29,8 @@ class Silent:
 
     def log(self, step: int, values: dict[str, float]) -> None: ...
 
+    def matrix(self, step: int, name: str, labels: Sequence[str], cells: list[list[float]]) -> None: ...
+
     def say(self, text: str) -> None: ...
 
 
@@ -37,7 +39,7 @@ class Piece:
 
     def __init__(self, inner: Tracker) -> None:
         self.inner, self.until = inner, 0
-        self.log, self.say = inner.log, inner.say
+        self.log, self.matrix, self.say = inner.log, inner.matrix, inner.say
 
     def step(self, step: int) -> None:
         self.inner.step(step)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -44,6 +44,10 @@ class Tracker(Protocol):
 
     def log(self, step: int, values: dict[str, float]) -> None:
         """Takes what was measured up to a step, by name: `train/loss`, `val/accuracy`."""
+        ...
+
+    def matrix(self, step: int, name: str, labels: Sequence[str], cells: list[list[float]]) -> None:
+        """Takes what was measured of each pair of heads up to a step; then `log` is called for that step."""
         ...
 
     def say(self, text: str) -> None:
@@ -191,19 +195,23 @@ class Loop:
             torch.nn.utils.clip_grad_norm_([*own.values()], self.plan.clip_norm)
 
     def _flush(self, state: State, window: Window) -> None:
-        """Fetches the window's metrics in one copy, checks and logs them."""
+        """Fetches the window's metrics in one copy, checks and logs them: their means over its steps."""
         if not window.metrics:
             return
-        names = list(window.metrics[0])
-        table = torch.stack([torch.stack([m[n].float() for n in names]) for m in window.metrics]).cpu()
+        first = window.metrics[0]
+        table = torch.stack([torch.cat([m[n].float().flatten() for n in first]) for m in window.metrics]).cpu()
+        steps = dict(zip(first, table.split([m.numel() for m in first.values()], 1), strict=True))
         state.tasks_per_s = window.tasks / (time.perf_counter() - window.since)
-        bad = (~table[:, names.index("loss")].isfinite()).nonzero()
+        bad = (~steps["loss"][:, 0].isfinite()).nonzero()
         if len(bad):
             raise self._diverged("the loss", state.step - len(table) + int(bad[0]) + 1)
+        values = {f"train/{n}": found.mean().item() for n, found in steps.items() if first[n].ndim == 0}
+        for name in (n for n in steps if first[n].ndim == 2):
+            values |= self._of_pairs(state.step, f"train/{name}", steps[name].nanmean(0).view_as(first[name]))
         self.tracker.log(
             state.step,
             {
-                **{f"train/{name}": value for name, value in zip(names, table.mean(0).tolist(), strict=True)},
+                **values,
                 "train/tasks_per_s": state.tasks_per_s,
                 "train/lr": state.optimizer.param_groups[0]["lr"],
                 "train/memory_mb": peak_memory_mb(self.device),
@@ -212,6 +220,12 @@ class Loop:
         window.metrics.clear()
         window.tasks = 0
         window.since = time.perf_counter()
+
+    def _of_pairs(self, step: int, name: str, cells: Tensor) -> dict[str, float]:
+        """Hands a matrix on; returns its mean over pairs of different heads. A pair that never met has no number."""
+        self.tracker.matrix(step, name, [*self.sampler.heads], cells.tolist())
+        known = cells[~torch.eye(len(cells), dtype=torch.bool) & ~cells.isnan()]
+        return {name: known.mean().item()} if len(known) else {}
 
     def _validate(self, state: State) -> None:
         val = self.validate(state)

@@ -4,7 +4,7 @@ import itertools
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -52,12 +52,16 @@ class Recorder:
     rows: list[tuple[int, dict[str, float]]] = field(default_factory=list)
     said: list[str] = field(default_factory=list)
     steps: list[int] = field(default_factory=list)
+    matrices: list[tuple[int, str, list[str], list[list[float]]]] = field(default_factory=list)
 
     def step(self, step: int) -> None:
         self.steps.append(step)
 
     def log(self, step: int, values: dict[str, float]) -> None:
         self.rows.append((step, values))
+
+    def matrix(self, step: int, name: str, labels: Sequence[str], cells: list[list[float]]) -> None:
+        self.matrices.append((step, name, list(labels), cells))
 
     def say(self, text: str) -> None:
         self.said.append(text)
@@ -466,6 +470,42 @@ def test_metrics_are_the_mean_of_the_steps_since_the_last_log(tmp_path: Path) ->
     trained(made(tmp_path, algo=algo, tracker=recorder, steps=7, val_every=99))
     assert recorder.column("train/loss") == [(3, 2.0), (6, 5.0), (7, 7.0)]
     assert recorder.steps == [1, 2, 3, 4, 5, 6, 7]
+
+
+def test_a_matrix_of_heads_is_handed_on_as_its_mean_and_told_as_the_mean_over_pairs(tmp_path: Path) -> None:
+    """Cosines 0, 1, ... of steps 1 to 3; the third head met no other but in step 2, then at -1."""
+
+    class Cosines:
+        def meta_grad(self, params: dict[str, Tensor], sample: Tensor, parallel: Parallel) -> Any:
+            counts.append(len(counts))
+            cosine = torch.eye(3)
+            cosine[0, 1] = cosine[1, 0] = counts[-1]
+            cosine[2, :2] = cosine[:2, 2] = -1.0 if counts[-1] == 1 else math.nan
+            return {"w": torch.zeros(2)}, {"loss": torch.tensor(1.0), "cosine": cosine, "a/weight": torch.tensor(0.5)}
+
+    class Named(Noise):
+        heads = dict.fromkeys("abc")
+
+    counts: list[int] = []
+    recorder = Recorder()
+    trained(made(tmp_path, algo=Cosines(), sampler=Named(), tracker=recorder, steps=3, val_every=99))
+    cells = [[1.0, 1.0, -1.0], [1.0, 1.0, -1.0], [-1.0, -1.0, 1.0]]
+    assert recorder.matrices == [(3, "train/cosine", ["a", "b", "c"], cells)]
+    assert recorder.column("train/cosine") == [(3, pytest.approx(-1 / 3))]
+    assert recorder.column("train/a/weight") == [(3, 0.5)]
+
+
+def test_one_head_has_no_pairs(tmp_path: Path) -> None:
+    class Alone(Noise):
+        heads = dict.fromkeys("a")
+
+    class Cosine:
+        def meta_grad(self, params: dict[str, Tensor], sample: Tensor, parallel: Parallel) -> Any:
+            return {"w": torch.zeros(2)}, {"loss": torch.tensor(1.0), "cosine": torch.ones(1, 1)}
+
+    recorder = Recorder()
+    trained(made(tmp_path, algo=Cosine(), sampler=Alone(), tracker=recorder, steps=3, val_every=99))
+    assert recorder.column("train/loss") and not recorder.column("train/cosine")
 
 
 def test_tasks_per_second_counts_the_tasks_there_are(

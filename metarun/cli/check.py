@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING
@@ -32,6 +32,9 @@ class Quiet:
         pass
 
     def log(self, step: int, values: dict[str, float]) -> None:
+        pass
+
+    def matrix(self, step: int, name: str, labels: Sequence[str], cells: list[list[float]]) -> None:
         pass
 
     def say(self, text: str) -> None:

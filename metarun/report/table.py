@@ -110,9 +110,7 @@ def notes(comparison: Comparison) -> list[str]:
 def _about_gains(comparison: Comparison) -> list[str]:
     """What Δm is, or how to get it where several heads were trained together."""
     if any(not math.isnan(group.gain[0]) for group in comparison.groups):
-        return [
-            f"Δm: mean over heads of the gain over {SINGLE}=true on the same backbone, in percent of its score; ± over seeds"
-        ]
+        return [f"Δm: mean over heads of the gain over {SINGLE}=true on the same backbone, in percent; ± over seeds"]
     if any(len(main_metrics(group.runs[0])) > 1 for group in comparison.groups):
         return [f"for Δm, the gain over training each head alone, compare with a run of algo=mtl {SINGLE}=true, too"]
     return []

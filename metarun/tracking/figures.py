@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -32,6 +34,38 @@ def adaptation_curve(test: dict[str, Any]) -> Figure:
         for place, name in enumerate(alike):
             _band(axes, {step: row[name] for step, row in rows.items()}, name, COLOURS[place % len(COLOURS)])
         _dress(axes, list(rows), alike)
+    return figure
+
+
+def pairs(labels: Sequence[str], cells: list[list[float]], name: str) -> Figure:
+    """A square of colours from -1 to 1, a row and a column for each head; with its numbers where there is room."""
+    from matplotlib.colors import LinearSegmentedColormap
+    from matplotlib.figure import Figure
+
+    count, short = len(labels), [label if len(label) <= 20 else f"{label[:19]}…" for label in labels]
+    side = min(3.2 + 0.45 * count, 12.0)
+    figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained")
+    axes = figure.add_subplot()
+    colours = LinearSegmentedColormap.from_list("pairs", [COLOURS[1], "white", COLOURS[0]])
+    colours.set_bad("#d1d5db")  # pairs that never met
+    image = axes.imshow(cells, cmap=colours, vmin=-1, vmax=1)
+    places = range(count)
+    axes.set_xticks(places, labels=short)
+    axes.set_yticks(places, labels=short)
+    if count > 4 or max(map(len, short)) > 8:
+        for label in axes.get_xticklabels():
+            label.set(rotation=45, ha="right", rotation_mode="anchor")
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
+    if count <= 12:
+        for row, column in itertools.product(places, places):
+            value = cells[row][column]
+            told, colour = (
+                ("–", "black") if math.isnan(value) else (f"{value:.2f}", "white" if abs(value) > 0.7 else "black")
+            )
+            axes.text(column, row, told, ha="center", va="center", fontsize=9, color=colour)
+    figure.colorbar(image, ax=axes, shrink=0.8)
+    axes.set_title(f"{name} of the heads' gradients", fontsize=10, loc="left")
     return figure
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ class JsonLines:
         atomic.replace(path, kept)
         self.file = path.open("ab", buffering=0)  # unbuffered: nothing is left to fail in close()
 
-    def log(self, step: int, values: dict[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float | list[list[float]]]) -> None:
         """Append one line; NaN and infinity become null, because JSON has no word for them."""
         row = {"step": step, "time": round(time.time(), 3), **values}
         rest = memoryview(_dumps(row).encode() + b"\n")

@@ -7,9 +7,9 @@ import os
 import socket
 import textwrap
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
@@ -17,6 +17,10 @@ from metarun.errors import UserError
 from metarun.tracking import atomic, figures
 from metarun.tracking.console import from_here
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+WEIGHT = "weight/"  # of each head in the loss
 Hyper = bool | int | float | str
 
 
@@ -34,6 +38,7 @@ class TensorBoard:
 
         self.run_dir = run_dir
         self.ended = True
+        self.charted = False
         self.notes: Mapping[str, str] = {}  # what TensorBoard says of a tag, by tag
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         try:
@@ -46,8 +51,12 @@ class TensorBoard:
             self._write(purge_step, session_log=SessionLog(status=SessionLog.START))
 
     def log(self, step: int, values: dict[str, float]) -> None:
-        """Write scalars."""
+        """Write scalars. The weights of heads stand together, as `weight/digit`, and in one chart in Custom Scalars."""
         from tensorboard.compat.proto.summary_pb2 import DATA_CLASS_SCALAR, Summary, SummaryMetadata
+
+        values = {_tag(name): value for name, value in values.items()}
+        if not self.charted and any(tag.startswith(WEIGHT) for tag in values):
+            self._chart()
 
         kind = SummaryMetadata.PluginData(plugin_name="scalars")
         notes = {
@@ -63,19 +72,17 @@ class TensorBoard:
 
         self._write(0, summary=summary.text(tag, textwrap.indent(content, "    ")))
 
+    def matrix(self, step: int, name: str, labels: Sequence[str], cells: list[list[float]]) -> None:
+        """Show what was measured of each pair of heads."""
+        self._figure(name, figures.pairs(labels, cells, name.rpartition("/")[2]), step)
+
     def picture(self, tag: str, images: Tensor, left: int = 0) -> None:
         """Show a picture [C, H, W], or a grid [rows, cols, C, H, W] with a gap after `left` columns."""
         self._image(tag, images if images.ndim == 3 else figures.grid(images, left), "CHW")
 
     def curve(self, tag: str, test: dict[str, Any]) -> None:
         """Show the scores of a meta-test by adaptation step."""
-        import numpy as np
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-        # add_figure would import pyplot, and with it a global list of figures
-        canvas = FigureCanvasAgg(figures.adaptation_curve(test))
-        canvas.draw()
-        self._image(tag, np.asarray(canvas.buffer_rgba())[..., :3], "HWC")
+        self._figure(tag, figures.adaptation_curve(test))
 
     def hparams(self, hparams: dict[str, Hyper]) -> None:
         """Enter this run in the table of runs, whose other columns are the last values of all scalars.
@@ -113,10 +120,26 @@ class TensorBoard:
         self._write(0, summary=Summary(value=[value]))
         self.ended = True
 
-    def _image(self, tag: str, image: Any, order: str) -> None:
+    def _chart(self) -> None:
+        """One chart of all weights."""
         from torch.utils.tensorboard import summary
 
-        self._write(0, summary=summary.image(tag, image, dataformats=order))
+        layout = {"balance": {"weight of each head": ["Multiline", [f"^{WEIGHT}"]]}}
+        self._write(0, summary=summary.custom_scalars(layout))
+        self.charted = True
+
+    def _figure(self, tag: str, figure: Figure, step: int = 0) -> None:
+        import numpy as np
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+        canvas = FigureCanvasAgg(figure)  # add_figure would import pyplot, and with it a global list of figures
+        canvas.draw()
+        self._image(tag, np.asarray(canvas.buffer_rgba())[..., :3], "HWC", step)
+
+    def _image(self, tag: str, image: Any, order: str, step: int = 0) -> None:
+        from torch.utils.tensorboard import summary
+
+        self._write(step, summary=summary.image(tag, image, dataformats=order))
 
     def _write(self, step: int, **content: Any) -> None:
         from tensorboard.compat.proto.event_pb2 import Event
@@ -126,3 +149,9 @@ class TensorBoard:
             self.records.flush()
         except OSError as error:
             raise atomic.cannot_write(self.run_dir, error) from error
+
+
+def _tag(name: str) -> str:
+    """`train/digit/weight` -> `weight/digit`; any other name stays."""
+    head, _, last = name.removeprefix("train/").rpartition("/")
+    return f"{WEIGHT}{head}" if head and f"{last}/" == WEIGHT else name

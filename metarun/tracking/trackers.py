@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,8 @@ from metarun.tracking.console import Console
 from metarun.tracking.jsonl import JsonLines
 from metarun.tracking.tensorboard import TensorBoard
 
+FEW = 10  # heads, of which a matrix is written to a line
+
 log = logging.getLogger("metarun")
 
 
@@ -24,6 +26,7 @@ class Trackers:
 
     def __init__(self, console: Console, lines: JsonLines | None, board: TensorBoard | None) -> None:
         self.console, self.lines, self.board = console, lines, board
+        self.matrices: dict[str, tuple[Sequence[str], list[list[float]]]] = {}  # the last of each
 
     @staticmethod
     def of_test(steps: int, folder: Path) -> Trackers:
@@ -78,13 +81,22 @@ class Trackers:
     def step(self, step: int) -> None:
         self.console.step(step)
 
+    def matrix(self, step: int, name: str, labels: Sequence[str], cells: list[list[float]]) -> None:
+        self.matrices[name] = (labels, cells)
+
     def log(self, step: int, values: dict[str, float]) -> None:
+        validated = any(name.startswith("val/") for name in values)
         self.console.log(step, values)
         if self.lines:
-            self.lines.log(step, values)
+            new = {} if validated else self.matrices
+            small = {f"{name}/matrix": cells for name, (_, cells) in new.items() if len(cells) <= FEW}
+            self.lines.log(step, {**values, **small})
         if self.board:
             self.board.log(step, values)
-        if any(name.startswith("val/") for name in values):
+        if validated:
+            if self.board:
+                for name, (labels, cells) in self.matrices.items():  # to draw one takes as long as several steps
+                    self.board.matrix(step, name, labels, cells)
             log.info("step %d: %s", step, ", ".join(f"{name} {value:.4f}" for name, value in values.items()))
 
     def say(self, text: str) -> None:

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class Strict:
         torch.cuda.set_sync_debug_mode("error" if step < STEPS else "default")
 
     def log(self, step: int, values: dict[str, float]) -> None: ...
+
+    def matrix(self, step: int, name: str, labels: Sequence[str], cells: list[list[float]]) -> None: ...
 
     def say(self, text: str) -> None: ...
 

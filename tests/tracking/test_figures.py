@@ -45,6 +45,17 @@ def test_heads_have_a_curve_each_in_the_panel_of_their_metric() -> None:
     assert [list(line.get_ydata()) for line in errors.lines] == [[0.2]]
 
 
+@pytest.mark.parametrize("count", [2, 12, 13, 50])
+def test_pairs_of_heads_have_a_colour_each_and_a_number_where_there_is_room(count: int) -> None:
+    heads = [f"head number {i} of a long name" for i in range(count)]
+    cells = [[1.0 if a == b else -0.5 for a in range(count)] for b in range(count)]
+    axes = figures.pairs(heads, cells, "cosine").axes[0]
+    image = axes.images[0]
+    assert image.get_array().tolist() == cells and image.get_clim() == (-1, 1)
+    assert [text.get_text() for text in axes.get_yticklabels()] == [f"{head[:19]}…" for head in heads]
+    assert [text.get_text() for text in axes.texts][:2] == (["1.00", "-0.50"] if count <= 12 else [])
+
+
 def test_a_figure_needs_no_pyplot() -> None:
     sys.modules.pop("matplotlib.pyplot", None)
     figures.adaptation_curve(by_step("accuracy", [0]))
