@@ -47,7 +47,7 @@ def pairs(labels: Sequence[str], cells: list[list[float]], name: str) -> Figure:
     figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained")
     axes = figure.add_subplot()
     colours = LinearSegmentedColormap.from_list("pairs", [COLOURS[1], "white", COLOURS[0]])
-    colours.set_bad("#d1d5db")  # pairs that never met
+    colours = colours.with_extremes(bad="#d1d5db")  # pairs that never met
     image = axes.imshow(cells, cmap=colours, vmin=-1, vmax=1)
     places = range(count)
     axes.set_xticks(places, labels=short)

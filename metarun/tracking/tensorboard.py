@@ -73,8 +73,9 @@ class TensorBoard:
         self._write(0, summary=summary.text(tag, textwrap.indent(content, "    ")))
 
     def matrix(self, step: int, name: str, labels: Sequence[str], cells: list[list[float]]) -> None:
-        """Show what was measured of each pair of heads."""
-        self._figure(name, figures.pairs(labels, cells, name.rpartition("/")[2]), step)
+        """Show what was measured of each pair of heads. Their mean has another tag: a picture and a scalar cannot share
+        one."""
+        self._figure(f"{name}/pairs", figures.pairs(labels, cells, name.rpartition("/")[2]), step)
 
     def picture(self, tag: str, images: Tensor, left: int = 0) -> None:
         """Show a picture [C, H, W], or a grid [rows, cols, C, H, W] with a gap after `left` columns."""

@@ -61,8 +61,10 @@ def test_cosines_of_heads_are_a_picture_at_each_validation_and_numbers_in_every_
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     events, (first, second, validation) = told_of_heads(tmp_path, ["digit", "ink"])
-    assert [event.step for event in events.Images("train/cosine")] == [20]
+    assert [event.step for event in events.Images("train/cosine/pairs")] == [20]
     assert [event.step for event in events.Scalars("train/cosine")] == [10, 20]
+    tags = events.Tags()
+    assert not set(tags["images"]) & set(tags["scalars"])  # TensorBoard would show the scalar alone
     assert first["train/cosine/matrix"] == second["train/cosine/matrix"] == [[1.0, None], [-0.25, 1.0]]
     assert first["train/cosine"] == -0.25 and "train/cosine/matrix" not in validation
 
