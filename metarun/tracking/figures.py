@@ -46,8 +46,8 @@ def pairs(labels: Sequence[str], cells: list[list[float]], name: str) -> Figure:
     side = min(3.2 + 0.45 * count, 12.0)
     figure = Figure(figsize=(side + 0.8, side), dpi=120, layout="constrained")
     axes = figure.add_subplot()
-    colours = LinearSegmentedColormap.from_list("pairs", [COLOURS[1], "white", COLOURS[0]])
-    colours = colours.with_extremes(bad="#d1d5db")  # pairs that never met
+    plain = LinearSegmentedColormap.from_list("pairs", [COLOURS[1], "white", COLOURS[0]])
+    colours = plain.with_extremes(bad="#d1d5db")  # pairs that never met
     image = axes.imshow(cells, cmap=colours, vmin=-1, vmax=1)
     places = range(count)
     axes.set_xticks(places, labels=short)
