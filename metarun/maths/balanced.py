@@ -117,11 +117,13 @@ def _asked(
     gram: Tensor,
     slopes: Tensor | None = None,
 ) -> tuple[Tensor, Params, Metrics]:
-    """The balance's weights and entries; and metrics."""
+    """The balance's weights and entries; and metrics, the cosines between heads among them (NaN: not both there)."""
     losses, rows, metrics = judged
     weights, entries = balance(_known(losses, rows), slopes if balance.needs == "slopes" else gram, params)
     weights = _used(weights, rows)
-    return weights, entries, {**metrics, **_weights(objectives, weights)}
+    lengths = gram.diagonal().sqrt().masked_fill(rows == 0, torch.nan)
+    cosines = gram / (lengths * lengths[:, None]).clamp(min=torch.finfo(gram.dtype).tiny)
+    return weights, entries, {**metrics, **_weights(objectives, weights), "cosine": cosines}
 
 
 def _weights(objectives: Objectives, weights: Tensor) -> Metrics:

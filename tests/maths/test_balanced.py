@@ -139,6 +139,23 @@ def test_each_entry_of_a_slope_may_have_a_weight_of_its_own(mtl: Any, close: Cal
     assert close(one, other, 1e-12)
 
 
+@pytest.mark.parametrize("needs", ["gram", "slopes"])
+def test_cosines_between_heads_and_weights_are_reported(needs: str, mtl: Any) -> None:
+    """Those of a head that is not there are no numbers."""
+    algo, params = given(mtl, needs)
+    _, metrics = algo.meta_grad(params, mtl.sample, VMAP)
+    flat = torch.stack(
+        [torch.cat([s[name].flatten() for name in s if name.startswith("trunk.")]) for s in slopes(mtl, mtl.sample)]
+    )
+    expected = torch.nn.functional.cosine_similarity(flat[:, None], flat, dim=-1)
+    assert torch.allclose(metrics["cosine"], expected, atol=1e-12)
+    assert [float(metrics[f"{name}/weight"]) for name in algo.net.heads] == WEIGHTS.tolist()
+    _, metrics = algo.meta_grad(params, without(mtl.sample, "g1"), VMAP)
+    there = [0, 2, 3]
+    assert torch.allclose(metrics["cosine"][there][:, there], expected[there][:, there], atol=1e-12)
+    assert metrics["cosine"][1].isnan().all() and metrics["cosine"][:, 1].isnan().all()
+
+
 @pytest.mark.parametrize("balance", BALANCES)
 def test_with_a_head_for_each_task_one_slope_per_task_is_enough(
     balance: str, case: Callable[..., Any], close: Callable[..., bool]
