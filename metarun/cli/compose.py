@@ -124,16 +124,19 @@ def _job(config: DictConfig, team: Team, words: list[str]) -> Job:
     )
 
 
-def _anchored(config: dict[str, Any], test_data: dict[str, Any] | None) -> dict[str, str]:
+def _anchored(config: dict[str, Any], test_data: dict[str, Any] | None) -> dict[str, Any]:
     """Makes places in the config absolute, and returns them by key: a run is resumed from other folders, too, and
     without the variables that named them."""
     if test_data and isinstance(test_data.get("root"), str):
         config["test"]["root"] = test_data["root"] = _absolute(test_data["root"])
-    places = {}
+    places: dict[str, Any] = {}
     for key in settings.places(config):
         section, _, name = key.partition(".")
-        if isinstance(config[section].get(name), str):
-            places[key] = config[section][name] = _absolute(config[section][name])
+        place = config[section].get(name)
+        if isinstance(place, str):
+            places[key] = config[section][name] = _absolute(place)
+        elif isinstance(place, list):
+            places[key] = config[section][name] = [_absolute(str(one)) for one in place]
     return places
 
 
@@ -141,16 +144,21 @@ def _absolute(path: str) -> str:
     return str(Path(os.path.expanduser(path)).absolute())
 
 
-def _remember(config: DictConfig, typed: list[str], places: dict[str, str], folder: Path) -> None:
+def _remember(config: DictConfig, typed: list[str], places: dict[str, Any], folder: Path) -> None:
     """Writes the record of a run that begins or goes on, each file whole or not at all."""
     for key, place in places.items():
         OmegaConf.update(config, key, place)
-    own = [f"{key}={quoted(place)}" for key, place in places.items()]
+    own = [f"{key}={_typed(place)}" for key, place in places.items()]
     words = [o.input_line for o in parsed(typed) if o.key_or_group not in places]
     hydra = OmegaConf.create({"hydra": HydraConfig.get()})
     atomic.replace(folder / CONFIG, OmegaConf.to_yaml(config).encode())
     atomic.replace(folder / HYDRA, OmegaConf.to_yaml(hydra).encode())
     atomic.replace(folder / OVERRIDES, signed(OmegaConf.to_yaml(OmegaConf.create([*words, *own]))).encode())
+
+
+def _typed(place: str | list[str]) -> str:
+    """One place or several, as they are typed."""
+    return quoted(place) if isinstance(place, str) else f"[{','.join(map(quoted, place))}]"
 
 
 def _test_data(config: DictConfig) -> dict[str, Any] | None:

@@ -51,7 +51,8 @@ class RowSampler:
 
     @property
     def heads(self) -> Heads:
-        return self.rows.heads
+        """None is alone: rows of fixed tasks are mixed here."""
+        return {name: replace(head, alone=False) for name, head in self.rows.heads.items()}
 
     @property
     def from_disk(self) -> bool:
