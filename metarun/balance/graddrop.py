@@ -3,9 +3,9 @@
     p = ½ (1 + Σ_h g_h / Σ_h |g_h|),  u uniform:   the positive g_h are kept where p > u, the negative ones elsewhere
     the step is the mean over h of what is kept
 
-p and u have an entry for each number that is shared. On average over u the step is the mean of all slopes. The paper drops
-slopes by the features of a layer, of which each input has its own; here those by the shared entries are dropped. It sums,
-and can let a share of what is dropped leak through, which is left out.
+p and u have an entry for each number that is shared. On average over u the step is the mean of all slopes. The paper
+drops slopes by the features of a layer, of which each input has its own; here those by the shared entries are dropped.
+It sums, and can let a share of what is dropped leak through, which is left out.
 
 Chen, Ngiam, Huang, Luong, Kretzschmar, Chai, Anguelov: Just Pick a Sign: Optimizing Deep Multitask Models with Gradient
 Sign Dropout. NeurIPS 2020, arXiv 2010.06808.

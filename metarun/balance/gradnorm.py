@@ -3,9 +3,9 @@
     r_h = (L_h / L_h at first) / their mean,   n_h = H w_h ‖g_h‖,   w = softmax(ω)
     the outer optimiser descends  Σ_h |n_h − n̄ r_h^α|  by ω, with n̄ r_h^α as a constant
 
-α is `alpha`. ‖g_h‖ is the norm of the slope by all shared entries; the paper takes those of the last shared layer, which
-is cheaper. It moves the weights themselves, and divides them by their sum; by ω they sum to 1 and stay positive. An absent
-head's ω stays, and the loss that a head had at first is the first that was seen.
+α is `alpha`. ‖g_h‖ is the norm of the slope by all shared entries; the paper takes those of the last shared layer,
+which is cheaper. It moves the weights themselves, and divides them by their sum; by ω they sum to 1 and stay positive.
+An absent head's ω stays, and the loss that a head had at first is the first that was seen.
 
 Chen, Badrinarayanan, Lee, Rabinovich: GradNorm: Gradient Normalization for Adaptive Loss Balancing in Deep Multitask
 Networks. ICML 2018, arXiv 1711.02257.

@@ -5,9 +5,9 @@
         φ̂ ← (1 − β) φ̂ + β φ
     the step is the mean of the g_h
 
-β is `beta`; φ̂ begins at 0, where this is PCGrad. g_k is the slope as it was before any change. All of it is done on the
-Gram matrix, as in `pcgrad`. The paper sums the changed slopes; the mean keeps the step of equal weights where nothing is
-changed. It also keeps a target for each layer; here there is one for all shared entries.
+β is `beta`; φ̂ begins at 0, where this is PCGrad. g_k is the slope as it was before any change. All of it is done on
+the Gram matrix, as in `pcgrad`. The paper sums the changed slopes; the mean keeps the step of equal weights where
+nothing is changed. It can keep a target for each layer; here there is one for all shared entries.
 
 Wang, Tsvetkov, Firat, Cao: Gradient Vaccine: Investigating and Improving Multi-task Optimization in Massively
 Multilingual Models. ICLR 2021, arXiv 2010.05874.

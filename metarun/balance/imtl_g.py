@@ -2,8 +2,8 @@
 
     ⟨step, g_h⟩ / ‖g_h‖ is the same for all h,  step = Σ w_h g_h,  Σ w = 1
 
-w may be negative. With unit slopes u_h = g_h / ‖g_h‖ and their Gram matrix C, w_h ∝ y_h / ‖g_h‖ where C y = 1. If no step
-is such (slopes that depend on each other), y is the shortest that comes nearest, and is zero where it sums to zero.
+w may be negative. With C, the Gram matrix of the unit slopes g_h / ‖g_h‖, w_h ∝ y_h / ‖g_h‖ where C y = 1. Where no
+step is such, since slopes depend on each other, y is the shortest that comes nearest. Where w sums to zero, it is zero.
 
 Liu, Li, Kuang, Xue, Chen, Yang, Liao, Zhang: Towards Impartial Multi-task Learning. ICLR 2021.
 """

@@ -2,10 +2,10 @@
 
     G a = 1 / a,  a > 0,  w = a / Σ a
 
-G is the slopes' Gram matrix. It is where Σ_h log⟨g_h, step⟩ is largest among steps of one length, so that no objective
-gains by more, relative to what it has, than another loses; how long a slope is does not matter. a is the minimum of
-½ aᵀGa − Σ log a_h, found by Newton's steps each time; the paper's code takes up to 20 convex programs, and offers to keep
-weights for some steps. The paper's step has length √H or what `max_norm` leaves of it; here the weights sum to 1.
+G is the slopes' Gram matrix. Of all steps of one length it is that of the largest Σ_h log⟨g_h, step⟩: another would
+cost some objectives more, as a share of what they gain, than it brings the others. How long a slope is does not matter.
+a is the minimum of ½ aᵀGa − Σ log a_h, found by Newton's steps in each step of training; the paper's code solves up to
+20 convex programs, and can keep weights for some steps. The paper's a is not divided by its sum.
 
 Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik, Fetaya: Multi-Task Learning as a Bargaining Game. ICML 2022,
 arXiv 2202.01017.

@@ -2,12 +2,12 @@
 
     L = 1/H Σ_h (exp(−s_h) L_h + s_h),   w_h = exp(−s_h) / H
 
-s, the logarithms of the variances, begin at 0, so that the first step is that of equal weights; the outer optimiser moves
-them with all else. For a loss that stays, w_h comes to rest at 1 / (H L_h). The paper has ½ before the squared errors'
-exp(−s), or before s with a cross-entropy; here all losses are treated alike. An absent head's s stays.
+s, the logarithms of the variances, begin at 0, so that the first step is that of equal weights; the outer optimiser
+moves them with all else. For a loss that stays, w_h comes to rest at 1 / (H L_h). The paper has ½ before the exp(−s) of
+a squared error, or before s with a cross-entropy; here all losses are treated alike. An absent head's s stays.
 
-Kendall, Gal, Cipolla: Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics. CVPR 2018,
-arXiv 1705.07115.
+Kendall, Gal, Cipolla: Multi-Task Learning Using Uncertainty to Weigh Losses for Scene Geometry and Semantics.
+CVPR 2018, arXiv 1705.07115.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Functions of a symmetric matrix without its eigenvectors, whose computation waits for a GPU to answer.
+"""Functions of a symmetric matrix without its eigenvectors: to compute those is to wait for a GPU.
 
-Newton's x ← ½ (ζx + 1/(ζx)), applied to a matrix, brings each eigenvalue to the sign of x. With the factors ζ that Byers
-and Xu give for eigenvalues between `least` and 1 it takes nine steps, however small `least` is.
+Newton's x ← ½ (ζx + 1/(ζx)), applied to a matrix, brings each of its eigenvalues x to its sign. With the factors ζ that
+Byers and Xu give for sizes between `least` and 1 this takes nine steps, however small `least` is.
 
 Byers, Xu: A New Scaling for Newton's Iteration for the Polar Decomposition. SIAM J. Matrix Anal. Appl. 30, 2008.
 """
