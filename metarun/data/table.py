@@ -47,12 +47,13 @@ class Table:
 
     def load(self, device: torch.device) -> TableData:
         deal.check_shares(self.split)
-        whole, inputs, targets = self._read()
+        everything, inputs, targets = self._read()
+        whole = everything.kept(known) if (known := _known(everything, targets)).any() else everything
         split = self._split(whole)
         there = {name: whole.there(name) for name in inputs}
         x, told = encode.inputs({n: whole.columns[n] for n in inputs}, there, split == 0, self.inputs is not None)
         found = _heads(whole, targets, split == 0)
-        told = [*_told_of(targets, whole), *told]
+        told = [*_told_of(targets, everything), *told]
         if told:
             log.warning("data.root=%s: %s.", few(whole.sources), "; ".join(told))
         heads = {name: target.head for name, target in found.items()}
@@ -62,7 +63,7 @@ class Table:
         return data.to(device, True)
 
     def _read(self) -> tuple[Whole, list[str], list[str]]:
-        """The rows that have a target, and the names of inputs and targets."""
+        """All rows, and the names of inputs and targets."""
         sheets = [Sheet.read(path) for path in _files(self.root)]
         there = list(dict.fromkeys(name for sheet in sheets for name in sheet.names))
         given = [self.targets] if isinstance(self.targets, str) else list(self.targets)
@@ -83,8 +84,7 @@ class Table:
         if both := [name for name in inputs if name in targets]:
             raise UserError(f"data.inputs and data.targets both name {both[0]}: it would be predicted from itself.")
         whole = Whole.of(sheets, dict.fromkeys([*inputs, *targets, *grouped]), [*classes, *grouped])
-        known = torch.stack([~whole.columns[name].missing for name in targets]).any(0)
-        return (whole.kept(known) if known.any() else whole), inputs, targets
+        return whole, inputs, targets
 
     def _split(self, whole: Whole) -> Tensor:
         """The split of each row, 0, 1 or 2 [R]: each has rows of every file."""
@@ -135,6 +135,11 @@ def _files(root: str | Sequence[str]) -> list[Path]:
     return paths
 
 
+def _known(whole: Whole, targets: Sequence[str]) -> Tensor:
+    """Which rows have a target: bool [R]. The others tell nothing."""
+    return torch.stack([~whole.columns[name].missing for name in targets]).any(0)
+
+
 def _heads(whole: Whole, targets: Sequence[str], train: Tensor) -> dict[str, Target]:
     """Of each target, by its name; where several files have it, of each file's, as `file/target`."""
     found, rows, several = {}, whole.names, len(whole.sources) > 1
@@ -164,7 +169,7 @@ def _told_of(targets: Sequence[str], whole: Whole) -> list[str]:
         column = whole.columns[name]
         missing = int((column.missing & whole.there(name)).sum())
         if missing:
-            told.append(f"{missing:,} rows have no {name}, which counts for nothing")
+            told.append(f"{missing:,} missing values of {name} count for nothing")
         known = column.values[~column.missing]
         if column.words is None and len(known.unique()) <= encode.FEW_WORDS and known.eq(known.round()).all():
             told.append(f"{name} is a value; if its few whole numbers are classes, say data.classes=[{name}]")

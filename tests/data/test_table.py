@@ -122,7 +122,7 @@ def test_missing_targets_count_for_nothing_and_are_told(
     kinds, prices = everything(data, "kind"), everything(data, "price")
     assert (kinds == -100).nonzero().flatten().tolist() == [3]
     assert prices.isnan().any(1).nonzero().flatten().tolist() == [7, 8]
-    assert "1 rows have no kind, which counts for nothing; 2 rows have no price" in caplog.text
+    assert "2 missing values of kind count for nothing; 3 missing values of price count" in caplog.text
 
 
 def test_missing_inputs_are_the_mean_and_no_word_and_are_told(
