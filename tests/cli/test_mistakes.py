@@ -77,7 +77,7 @@ def test_what_cannot_be_composed_is_answered_with_the_nearest_right_names(
         (["~algo"], ["algo"]),
         (["~train.steps"], ["train.steps", "missing"]),
         (["data.ways=3"], ["data.ways=3"]),
-        (["algo=mtl"], ["algo.trains_on=group", "data=sinusoid offers episodes"]),
+        (["algo.trains_on=folds"], ["algo.trains_on=folds", "data=sinusoid offers episodes, group and rows"]),
         (["test.data=glyphs"], ["test.data=glyphs", "shape"]),
         (["test.data=omniglt"], ["test.data=omniglt", "omniglot"]),
         (["hydra.run.dir=/proc/none/x"], ["/proc/none", "hydra.run.dir"]),
