@@ -41,17 +41,10 @@ class MultiTask:
     single_task: Annotated[bool, PROTOCOL]
 
     def __post_init__(self) -> None:
-        if not self.single_task:
-            return
-        if self.balance.needs != "losses":
+        if self.single_task and self.balance.needs != "losses":
             raise UserError(
                 "algo.single_task=true: heads share nothing, so a balance of gradients has nothing to weigh. "
                 "Leave balance= out."
-            )
-        if not self.net.fits:
-            raise UserError(
-                f"algo.single_task=true: each of the {len(self.net.trained)} heads has a trunk of its own, and the "
-                "tasks to test have other heads. Take data whose test has those that are trained, as data=mnist_tasks."
             )
 
     @cached_property
@@ -67,6 +60,11 @@ class MultiTask:
         return {**params, **kept(self.balance, self.net.trained, shared)}
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
+        if self.single_task and not self.net.fits:
+            raise UserError(
+                f"algo.single_task=true: each of the {len(self.net.trained)} heads has a trunk of its own, and the "
+                "tasks to test have other heads. Take data whose test has those that are trained, as data=mnist_tasks."
+            )
         return new_head.fit(self.used, params, support, self.inner_lr, steps, self.test_adapt)
 
     def predict(self, fast: Params, x: Tensor) -> Outputs:

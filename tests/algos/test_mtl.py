@@ -150,7 +150,7 @@ def test_single_task_training_refuses_new_heads_and_balances_of_gradients_in_one
 ) -> None:
     algo = learner(conv_net, [*KINDS], Equal(), single_task=True)
     with pytest.raises(UserError, match=r"^algo.single_task=true: each of the 3 heads .* have other heads. Take data"):
-        replace(algo, net=algo.net.testing({"class": Head("class", 5)}))
+        replace(algo, net=algo.net.testing({"class": Head("class", 5)})).adapt({}, rows(0), 1)
     with pytest.raises(UserError, match=r"^algo.single_task=true: .* balance of gradients .* Leave balance= out.$"):
         replace(algo, balance=PCGrad())
 

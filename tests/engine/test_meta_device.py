@@ -25,7 +25,7 @@ from metarun.loop import Loop, Plan, Window
 from metarun.maths.net import Net
 from metarun.optim.sam import SAM
 from metarun.state import State
-from metarun.types import Batch, Params, learned
+from metarun.types import Batch, Params, UserError, learned
 
 META = torch.device("meta")
 MAPPINGS = [Parallel("loop", 1), Parallel("vmap", 2), Parallel("vmap", 6)]
@@ -79,7 +79,11 @@ def test_every_algorithm_adapts_and_predicts_on_the_device(
             return [found.tested.predict(fast, task.query.x) for fast in path]
 
         with torch.no_grad():  # as it is evaluated: alone, and mapped
-            assert all_meta(outputs(task))
+            try:
+                assert all_meta(outputs(task))
+            except UserError:  # with these keys it takes no new heads, as it says before training
+                assert keys
+                continue
             assert all_meta(torch.vmap(outputs)(tree_map(lambda t: t[None].expand(3, *t.shape), task)))
 
 

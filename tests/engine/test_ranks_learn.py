@@ -40,6 +40,7 @@ CASES = [
     *(f"algo {name}" for name in ALGOS),
     *(f"{shared} {balance}" for shared in ("tasks", "rows") for balance in BALANCES),
     *("tasks famo traced", "rows pcgrad traced", "tasks famo traced plainly"),
+    *("alone equal", "alone equal traced"),
     *(["tasks famo compiled"] if shutil.which("g++") else []),
 ]
 PLAIN: dict[str, Any] = {"stride": 1, "pool": 1, "norm": "none", "dropout": 0.0, "flatten": True, "hidden": []}
@@ -90,7 +91,8 @@ def learner(shared: str, method: str) -> tuple[Any, Any]:
     classes = Collection.of(images, torch.arange(9).repeat_interleave(4), named, groups)
     data = split_classes("random", classes, {"train": range(9)}, {"train": False}, {})
     balance = "equal"
-    section = {"_target_": "metarun.algos.mtl.MultiTask", "inner_lr": 1.0, "test_adapt": "head"}
+    section: dict[str, Any] = {"_target_": "metarun.algos.mtl.MultiTask", "inner_lr": 1.0, "test_adapt": "head"}
+    section["single_task"] = shared == "alone"
     if shared == "algo":
         section = yaml.safe_load((CONF / "algo" / f"{method}.yaml").read_text())["algo"]
         (by, *_) = [section.pop("trains_on")] if isinstance(section["trains_on"], str) else section.pop("trains_on")
