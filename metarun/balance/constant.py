@@ -29,10 +29,10 @@ class Constant:
         weights = [1.0] * tasks if self.weights is None else list(self.weights)
         typed = f"balance.weights={weights}"
         if len(weights) != tasks:
-            raise UserError(f"{typed} are {len(weights)} for {tasks} heads. Give one for each head, in their order.")
+            raise UserError(f"{typed}: {len(weights)} numbers for {tasks} heads. Give one for each, in their order.")
         if min(weights) < 0 or not sum(weights):
             raise UserError(f"{typed} do not sum to more than 0, or one is below it. Give 0 or more for each head.")
-        return {WEIGHTS: torch.tensor(weights)}
+        return {WEIGHTS: torch.tensor(weights, dtype=torch.get_default_dtype())}
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:
         weights = kept[WEIGHTS] * ~losses.isnan()

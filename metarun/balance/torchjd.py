@@ -44,11 +44,7 @@ class TorchJD:
         _made(self.weighting, json.dumps(options))
 
     def init(self, tasks: int, size: int) -> Params:
-        try:
-            weigh(torch.eye(tasks), torch.zeros(tasks, dtype=torch.bool), torch.zeros(1), *self._words)
-        except Exception as error:  # whatever TorchJD, or a solver of its own, raises
-            what = f"balance.options={dict(self.options or {})} with {tasks} heads: {self.weighting}{ENDING}"
-            raise UserError(f"{what} says: {one_line(error).rstrip('.')}. Give it other options.") from error
+        weigh(torch.eye(tasks), torch.zeros(tasks, dtype=torch.bool), torch.zeros(1), *self._words)  # refuses options
         return {LOTS: torch.zeros(1)}
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:
@@ -67,10 +63,15 @@ def weigh(gram: Tensor, absent: Tensor, lots: Tensor, weighting: str, options: s
     there = (~absent).cpu().nonzero()[:, 0]
     part = gram.detach().cpu().double()[there][:, there]
     weights = torch.zeros(len(gram), dtype=torch.float64)
+    given = {k: [v[i] for i in there] if _is_by_head(v, len(gram)) else v for k, v in json.loads(options).items()}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(lots.double().sum() * 2**24))
-        if len(there):
-            weights[there] = _made(weighting, options)(part).double().nan_to_num(0.0, 0.0, 0.0)
+        try:
+            found = _made(weighting, json.dumps(given))(part) if len(there) else weights
+        except Exception as error:  # whatever TorchJD, or a solver of its own, raises
+            what = f"balance.options={options} with {len(there)} heads: {weighting}{ENDING}"
+            raise UserError(f"{what} says: {one_line(error).rstrip('.')}. Give it other options.") from error
+    weights[there] = found.double().nan_to_num(0.0, 0.0, 0.0)[: len(there)]
     total = weights.sum()
     return (weights / total if total > 0 else weights).to(gram)
 
@@ -90,6 +91,11 @@ def _(info: Any, in_dims: Any, *arguments: Any) -> tuple[Tensor, int]:
     return torch.stack(rows), 0
 
 
+def _is_by_head(value: Any, heads: int) -> bool:
+    """Whether an option has an entry for each head."""
+    return isinstance(value, list) and len(value) == heads
+
+
 def _library() -> dict[str, Any]:
     """TorchJD's weightings by name."""
     try:
@@ -103,9 +109,9 @@ def _library() -> dict[str, Any]:
 
 def _class(weighting: str) -> Any:
     """The weighting of a name; one that cannot be used here is refused."""
+    every = _library()
     from torchjd import Stateful
 
-    every = _library()
     fitting = [name for name, made in every.items() if _by_gram(made) and not issubclass(made, Stateful)]
     what = f"balance.weighting={weighting}"
     if weighting not in every:

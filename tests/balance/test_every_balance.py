@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from metarun.cli import CONF
 from metarun.construct import construct
+from metarun.tracking import checkpoint
 from metarun.types import LOTS, MEMORY, NOW, Balance, Params, UserError, learned, memory
 
 TASKS, SIZE = 4, 6
@@ -52,20 +54,24 @@ def moved(kept: Params, entries: Params) -> Params:
     return {**kept, **memory(entries), **{name: kept[name] - slope for name, slope in learned(entries).items()}}
 
 
-def course(balance: Balance, steps: int, tasks: int = TASKS) -> list[Tensor]:
-    """The weights of some steps of random losses and slopes."""
-    kept, found = told(balance, tasks), []
-    for step in range(steps):
-        weights, entries = asked(balance, drawn(tasks, seed=step).exp(), drawn(tasks, SIZE, seed=step), kept)
+def course(
+    balance: Balance, steps: int, tasks: int = TASKS, start: int = 0, kept: Params | None = None
+) -> tuple[list[Tensor], Params]:
+    """The weights of the steps from `start` on, of random losses and slopes, and what is kept in the end."""
+    kept, found = told(balance, tasks) if kept is None else kept, []
+    for step in range(start, steps):
         lots = {name: p for name, p in told(balance, tasks, step + 1).items() if name == LOTS}
-        kept = {**moved(kept, entries), **lots}
+        weights, entries = asked(
+            balance, drawn(tasks, seed=step).exp(), drawn(tasks, SIZE, seed=step), {**kept, **lots}
+        )
+        kept = moved(kept, entries)
         found.append(weights)
-    return found
+    return found, kept
 
 
 def test_weights_are_finite_from_the_first_step_on(balance: Balance) -> None:
     for tasks in (1, TASKS):
-        for weights in course(balance, 5, tasks):
+        for weights in course(balance, 5, tasks)[0]:
             assert weights.shape in ((tasks,), (tasks, SIZE)) and weights.isfinite().all() and weights.any()
 
 
@@ -76,6 +82,33 @@ def test_weights_are_finite_where_slopes_or_losses_vanish(balance: Balance) -> N
         weights, entries = asked(balance, losses, some, told(balance, TASKS))
         assert weights.isfinite().all()
         assert asked(balance, losses, some, moved(told(balance, TASKS), entries))[0].isfinite().all()
+
+
+def test_it_goes_on_bit_for_bit_from_what_was_saved(balance: Balance, tmp_path: Path) -> None:
+    whole, _ = course(balance, 6)
+    for cut in (1, 3):
+        _, kept = course(balance, cut)
+        checkpoint.save(tmp_path / "kept.pt", kept)
+        rest, _ = course(balance, 6, start=cut, kept=checkpoint.load(tmp_path / "kept.pt"))
+        assert all(one.equal(other) for one, other in zip(rest, whole[cut:], strict=True))
+
+
+def test_weights_are_finite_whatever_the_slopes_are(balance: Balance) -> None:
+    """In single precision: more of them than numbers, opposed, nearly the same, and of sizes far apart."""
+    tasks = 12
+    slopes = drawn(tasks, SIZE)
+    cases = {
+        "dependent": slopes,
+        "opposed": torch.cat([slopes[:6], -slopes[:6]]),
+        "parallel": slopes[:1] + 1e-4 * slopes,
+        "far apart": slopes * torch.logspace(-8, 8, tasks)[:, None],
+        "tiny": slopes * 1e-16,
+        "huge": slopes * 1e16,
+    }
+    for name, some in cases.items():
+        weights, entries = asked(balance, drawn(tasks).exp(), some, told(balance, tasks))
+        assert weights.isfinite().all(), name
+        assert all(p.isfinite().all() for p in learned(entries).values()), name
 
 
 def test_the_weights_of_objectives_that_are_all_the_same_sum_to_one(balance: Balance) -> None:
