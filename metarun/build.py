@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
-from metarun.construct import check, construct, prepared, shown
+from metarun.construct import check, construct, prepared, shown, takes
 from metarun.data.draw.offers import one_size
 from metarun.engine.compile import Compiled, check_compiler
 from metarun.engine.device import allow_tf32, pick
@@ -113,7 +113,7 @@ def _optimizer(job: Job, device: torch.device) -> Callable[[list[Tensor]], Optim
 def _load(job: Job, device: torch.device) -> tuple[Data, Data]:
     """The data set that is trained on, and the one that is tested on."""
     _check_test_data(job)
-    data = _loaded(job.sections["data"], "data", device)
+    data = _loaded(job.sections["data"], "data", device, **_sources(job))
     if job.test_data is None:
         return data, data
     other = _tested_on(job, data.shape, device)
@@ -171,8 +171,16 @@ def _as_typed(found: re.Match[str]) -> str:
     return f"test.{found[1]}" if found[1] in ("root", "ways", "shots", "queries") else f"test.keys.{found[1]}"
 
 
-def _loaded(section: Any, prefix: str, device: torch.device) -> Data:
-    source = fulfilled(construct(section, prefix), Source, prefix)
+def _sources(job: Job) -> dict[str, Any]:
+    """The data sets that the chosen one names, where it takes them."""
+    if not takes(job.sections["data"], "data", "sources"):
+        return {}
+    prefixed = {name: (section, f"data.keys.{name}") for name, section in job.sources.items()}
+    return {"sources": {name: fulfilled(construct(*own), Source, own[1]) for name, own in prefixed.items()}}
+
+
+def _loaded(section: Any, prefix: str, device: torch.device, **given: Any) -> Data:
+    source = fulfilled(construct(section, prefix, **given), Source, prefix)
     with Room(prefix, f"Lower what sets its size: metarun --cfg job shows the keys of {prefix}"):
         return fulfilled(source.load(device), Data, prefix)
 

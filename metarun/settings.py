@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -152,6 +152,7 @@ class Job:
     label: str  # of a repeated meta-test's result file
     remember: Callable[[], None]  # keeps the config of a resumed run, once it is known to go on
     team: Team = ALONE
+    sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of data sets that the chosen one names
 
     @cached_property
     def root(self) -> Root:
@@ -211,7 +212,11 @@ class Job:
             )
         for group, section in sections.items():
             given = (*GIVEN.get(group, ()), *(["balance"] if group == "algo" and takes_balance else []))
+            if group == "data" and takes(section, "data", "sources"):
+                given = (*given, "sources")
             check(section, group, given=given)
+        for name, section in self.sources.items():
+            check(section, f"data.keys.{name}", given=())
         for step, changes in self.phases.items():
             check({"_target_": sections["algo"]["_target_"], **changes}, f"algo.phases.{step}")
 

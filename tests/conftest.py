@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from metarun.backbones.cnn import CNN
-from metarun.cli.compose import _test_data
+from metarun.cli.compose import _sources, _test_data
 from metarun.cli.main import main
 from metarun.construct import construct
 from metarun.data.draw.source import split_classes
@@ -327,12 +327,13 @@ def job(tmp_path: Path) -> Callable[..., Job]:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("config", [*overrides, "name=test"], return_hydra_config=True)
             test_data = _test_data(config)
+            sources = _sources(OmegaConf.to_container(config.data, resolve=True))
         choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items()}
         with open_dict(config):
             del config.hydra
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         plain: Any = OmegaConf.to_container(config, resolve=True)
-        return Job(plain, choices, test_data, folder, "test", lambda: None)
+        return Job(plain, choices, test_data, folder, "test", lambda: None, sources=sources)
 
     return made

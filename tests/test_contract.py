@@ -34,7 +34,7 @@ GIVEN: dict[str, set[str]] = {  # by the run, not by the YAML
     "algo": {"net", "balance"},
     "balance": set(),
     "backbone": {"shape"},
-    "data": set(),
+    "data": {"sources"},
     "optim": {"params"},
     "schedule": {"step", "steps"},
 }

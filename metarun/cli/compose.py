@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from metarun import settings
 from metarun.cli import CONF, mistakes, names
 from metarun.cli.overrides import CONFIG, HYDRA, OVERRIDES, for_hydra, parsed, parted, places_of_code, quoted, signed
 from metarun.cli.trust import check_targets
-from metarun.construct import nearest
+from metarun.construct import PLACE, marked, nearest, takes
 from metarun.engine.ranks import Team, join
 from metarun.errors import UserError
 from metarun.settings import Job
@@ -109,8 +109,8 @@ def _job(config: DictConfig, team: Team, words: list[str]) -> Job:
     settings.check_sections(plain)
     if plain["resume"] is not None:
         check_targets(plain, parsed(words), places_of_code(sys.argv[1:]))
-    test_data = _test_data(config)
-    places = _anchored(plain, test_data)
+    test_data, sources = _test_data(config), _sources(plain["data"])
+    places = _anchored(plain, test_data, sources)
     runtime, typed = HydraConfig.get().runtime, HydraConfig.get().overrides.task
     folder = Path(runtime.output_dir)
     return Job(
@@ -121,22 +121,28 @@ def _job(config: DictConfig, team: Team, words: list[str]) -> Job:
         label=names.typed_label(typed, folder) if plain["resume"] is not None else "",
         remember=partial(_remember, config, list(typed), places, folder),
         team=team,
+        sources=sources,
     )
 
 
-def _anchored(config: dict[str, Any], test_data: dict[str, Any] | None) -> dict[str, Any]:
+def _anchored(
+    config: dict[str, Any], test_data: dict[str, Any] | None, sources: dict[str, dict[str, Any]]
+) -> dict[str, Any]:
     """Makes places in the config absolute, and returns them by key: a run is resumed from other folders, too, and
     without the variables that named them."""
     if test_data and isinstance(test_data.get("root"), str):
         config["test"]["root"] = test_data["root"] = _absolute(test_data["root"])
+    found = [(key, config[key.partition(".")[0]]) for key in settings.places(config)]
+    for name, section in sources.items():
+        found += [(key, section) for key in marked(PLACE, section, f"data.keys.{name}")]
     places: dict[str, Any] = {}
-    for key in settings.places(config):
-        section, _, name = key.partition(".")
-        place = config[section].get(name)
+    for key, section in found:
+        name = key.rpartition(".")[2]
+        place = section.get(name)
         if isinstance(place, str):
-            places[key] = config[section][name] = _absolute(place)
+            places[key] = section[name] = _absolute(place)
         elif isinstance(place, list):
-            places[key] = config[section][name] = [_absolute(str(one)) for one in place]
+            places[key] = section[name] = [_absolute(str(one)) for one in place]
     return places
 
 
@@ -147,8 +153,8 @@ def _absolute(path: str) -> str:
 def _remember(config: DictConfig, typed: list[str], places: dict[str, Any], folder: Path) -> None:
     """Writes the record of a run that begins or goes on, each file whole or not at all."""
     for key, place in places.items():
-        OmegaConf.update(config, key, place)
-    own = [f"{key}={_typed(place)}" for key, place in places.items()]
+        OmegaConf.update(config, key, place, force_add=True)
+    own = [f"{'++' if key.count('.') > 1 else ''}{key}={_typed(place)}" for key, place in places.items()]
     words = [o.input_line for o in parsed(typed) if o.key_or_group not in places]
     hydra = OmegaConf.create({"hydra": HydraConfig.get()})
     atomic.replace(folder / CONFIG, OmegaConf.to_yaml(config).encode())
@@ -165,14 +171,39 @@ def _test_data(config: DictConfig) -> dict[str, Any] | None:
     """The section of the data set that `test.data` names, but for what `test.keys` says of it."""
     if config.test.data is None:
         return None
-    words = [f"data={quoted(config.test.data)}"]  # quoted, a number is a name too
-    if config.test.root is not None:
-        words.append(f"data.root={quoted(config.test.root)}")
+    root = [] if config.test.root is None else [f"data.root={quoted(config.test.root)}"]
+    return _section(str(config.test.data), "test.data", *root)
+
+
+def _sources(data: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """By name, the sections of the data sets that the chosen one names as its `sets`, with their `keys`.
+
+    There are such where it takes `sources`: what the run builds of them.
+    """
+    sets, keys = data.get("sets"), data.get("keys") or {}
+    if not isinstance(sets, list) or not isinstance(keys, Mapping) or not takes(data, "data", "sources"):
+        return {}  # what is wrong with them is told where all values are checked
+    found = {str(name): _section(str(name), "data.sets") for name in sets}
+    for name, own in keys.items():
+        if name not in found:
+            raise UserError(f"data.keys names {name}, which is none of data.sets.{nearest(str(name), found)}")
+        if not isinstance(own, Mapping):
+            raise UserError(f"data.keys.{name}={own} holds no keys. Write data.keys={{{name}: {{key: value}}}}.")
+        found[name] |= own
+    return found
+
+
+def _section(name: str, key: str, *words: str) -> dict[str, Any]:
+    """That of the data set of a name, which `key` asks for."""
     try:
-        return _plain(hydra.compose("config", words).data)
+        section = _plain(
+            hydra.compose("config", [f"data={quoted(name)}", *words]).data
+        )  # quoted, a number is a name too
     except MissingConfigException as error:
-        near = nearest(str(config.test.data), error.options or [])
-        raise UserError(f"test.data={config.test.data}: there is no such data.{near}") from error
+        raise UserError(f"{key}={name}: there is no such data.{nearest(name, error.options or [])}") from error
+    if takes(section, "data", "sources"):
+        raise UserError(f"{key}={name}, which itself names data sets. Name one of those.")
+    return section
 
 
 def _plain(config: DictConfig) -> dict[str, Any]:
