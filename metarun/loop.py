@@ -222,7 +222,10 @@ class Loop:
         window.since = time.perf_counter()
 
     def _of_pairs(self, step: int, name: str, cells: Tensor) -> dict[str, float]:
-        """Hands a matrix on; returns its mean over pairs of different heads. A pair that never met has no number."""
+        """Hands a matrix on; returns its mean over pairs of different heads. A pair that never met has no number, and
+        one head alone is no pair."""
+        if len(cells) < 2:
+            return {}
         self.tracker.matrix(step, name, [*self.sampler.heads], cells.tolist())
         known = cells[~torch.eye(len(cells), dtype=torch.bool) & ~cells.isnan()]
         return {name: known.mean().item()} if len(known) else {}
