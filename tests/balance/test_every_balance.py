@@ -12,6 +12,7 @@ import yaml
 from torch import Tensor
 from torch.fx.experimental.proxy_tensor import make_fx
 
+from metarun.balance.torchjd import TorchJD
 from metarun.cli import CONF
 from metarun.construct import construct
 from metarun.tracking import checkpoint
@@ -186,3 +187,18 @@ def test_it_runs_on_the_meta_device(balance: Balance) -> None:
     losses, slopes = torch.empty(TASKS, device="meta"), torch.empty(TASKS, SIZE, device="meta")
     weights, entries = asked(balance, losses, slopes, kept)
     assert weights.is_meta and all(p.is_meta for p in entries.values())
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device here")
+def test_it_waits_for_no_gpu(balance: Balance) -> None:
+    if isinstance(balance, TorchJD):
+        pytest.skip("TorchJD's computes on the CPU, and says so")
+    losses, slopes = drawn(32).exp().cuda(), drawn(32, SIZE).cuda()
+    kept = {name: p.cuda() for name, p in told(balance, 32).items()}
+    asked(balance, losses, slopes, kept)  # libraries are loaded by the first call
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        asked(balance, losses, slopes, kept)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
