@@ -128,7 +128,7 @@ class Sampler(Protocol):
     def draw(self, count: int, generator: torch.Generator) -> Draw:
         """What was chosen, on the generator's device. All tensors have one first axis, which ranks share by slices.
 
-        It is `count` tasks long, or as many as there are fixed tasks; of rows that all heads share, `count` times the
+        It is `count` tasks long, or as many as there are; of rows that all heads share, `count` times the
         shots of the sampler.
         """
         ...
@@ -170,7 +170,8 @@ class Data(Protocol):
     def offers(self) -> tuple[str, ...]:
         """The ways there are to draw training tasks, by name.
 
-        "episodes": fresh tasks; "group": a fixed task of each group of classes; "rows": one batch that all heads share.
+        "episodes": fresh tasks; "group": fixed tasks, as one of each group of classes, with heads of their own; "rows":
+        one batch that all heads share.
         """
         ...
 

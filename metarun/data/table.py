@@ -142,12 +142,12 @@ def _known(whole: Whole, targets: Sequence[str]) -> Tensor:
 
 def _heads(whole: Whole, targets: Sequence[str], train: Tensor) -> dict[str, Target]:
     """Of each target, by its name; where several files have it, of each file's, as `file/target`."""
-    found, rows, several = {}, whole.names, len(whole.sources) > 1
+    found, several = {}, len(whole.sources) > 1
     owners = [file for name in targets for file in whole.owners[name]]
     for name in targets:
         for file in whole.owners[name]:
             head = name if len(whole.owners[name]) == 1 else f"{whole.stems[file]}/{name}"
-            made = encode.target(head, whole.of_file(name, file), train, rows)
+            made = encode.target(head, whole.of_file(name, file), train, whole.names)
             alone = several and owners.count(file) == 1
             found[head] = made._replace(head=replace(made.head, alone=alone))
     return found

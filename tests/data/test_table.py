@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -250,6 +251,24 @@ def test_separators_blanks_marks_and_nameless_columns_of_a_csv(load: Load, tmp_p
     (tmp_path / "x.csv").write_text("\ufeff" + "\n".join(lines), encoding="utf-8")
     data = load(tmp_path / "x.csv", "price")
     assert data.shape == (1,) and sum(len(rows.image) for rows in data.splits.values()) == 29
+
+
+def test_a_name_over_two_lines_is_one(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('"living\narea",price\n' + "\n".join(f"{i},{i * i}" for i in range(30)))
+    assert load(tmp_path / "x.csv", "price", inputs=["living area"]).shape == (1,)
+
+
+@pytest.mark.parametrize(("kind", "shown"), [("when", "Datetime"), ("list", "List(Int64)")])
+def test_what_is_no_number_and_no_text_is_refused(load: Load, tmp_path: Path, kind: str, shown: str) -> None:
+    values = [datetime(2026, 1, 1) if kind == "when" else [1, 2]] * HOUSES
+    path = write(tmp_path / "houses.parquet", houses(), more=values)
+    assert f"the column more holds {shown}" in refused(load, path, "price")
+    assert load(path, "price", inputs=["area"]).shape == (1,)
+
+
+def test_truth_is_a_class_of_two(load: Load, tmp_path: Path) -> None:
+    path = write(tmp_path / "houses.parquet", houses(), old=[i % 3 == 0 for i in range(HOUSES)])
+    assert everything(load(path, "old"), "old").tolist() == [int(i % 3 == 0) for i in range(HOUSES)]
 
 
 def test_text_in_a_numeric_column_is_named_with_its_row(load: Load, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ All that is learned from data, means, spreads and the words there are, is of the
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.data.columns.sheet import Column
-from metarun.errors import UserError, few
+from metarun.errors import UserError, few, one_line
 from metarun.types import Head
 
 MOST_WORDS = 1000  # of one input: each takes a place in the vector
@@ -57,10 +57,10 @@ def inputs(columns: Mapping[str, Column], there: Mapping[str, Tensor], train: Te
     return Inputs(torch.cat(parts, 1), told)
 
 
-def target(name: str, column: Column, train: Tensor, row_names: Sequence[str]) -> Target:
+def target(name: str, column: Column, train: Tensor, names: Callable[[list[int]], list[str]]) -> Target:
     """Words are classes, numbers a value with mean 0 and variance 1 in training. What cannot be learned is refused.
 
-    `name` is the head's; `row_names` are those of the rows, for people.
+    `name` is the head's; `names` tells those of rows, for people.
     """
     known = ~column.missing
     if not known.any():
@@ -69,10 +69,10 @@ def target(name: str, column: Column, train: Tensor, row_names: Sequence[str]) -
         raise UserError(f"data.targets: no row that trains has a value of {name}. Add rows, or change data.split.")
     seen = column.values[known & train].unique()
     if len(seen) < 2:
-        only = f"{float(seen[0]):g}" if column.words is None else column.words[int(seen[0])]
+        only = f"{float(seen[0]):g}" if column.words is None else one_line(column.words[int(seen[0])])
         raise UserError(f"data.targets: {name} is {only} in every row that trains, so there is nothing to learn.")
     if column.words is not None:
-        y = _classes(name, column, seen, row_names)
+        y = _classes(name, column, seen, names)
         return Target(Head("class", len(seen), gaps=not bool(known.all())), y, "")
     mean, spread = column.values[known & train].mean(), column.values[known & train].std(correction=0)
     y = ((column.values - mean) / spread).float()
@@ -80,18 +80,18 @@ def target(name: str, column: Column, train: Tensor, row_names: Sequence[str]) -
     return Target(Head("value", 1, gaps=not bool(known.all())), y[:, None], f"({name} - {mean:.6g}) / {spread:.6g}")
 
 
-def _classes(name: str, column: Column, seen: Tensor, row_names: Sequence[str]) -> Tensor:
+def _classes(name: str, column: Column, seen: Tensor, names: Callable[[list[int]], list[str]]) -> Tensor:
     """The places [R] among the classes that training has; a class that is elsewhere alone is refused."""
     words = column.words or ()
     place = torch.full((len(words) + 1,), -100)  # the last one: of -1
     place[seen] = torch.arange(len(seen))
     y = place[column.values]
     if len(strange := (~column.missing & (y < 0)).nonzero().flatten()):
-        first = column.values[strange[0]]
-        rows = [row_names[r] for r in (column.values == first).nonzero().flatten().tolist()]
+        first = int(column.values[strange[0]])
+        rows = names((column.values == first).nonzero().flatten().tolist())
         raise UserError(
-            f"data.targets: the class {words[int(first)]} of {name} is in no row that trains, but in {len(rows)} to "
-            f"validate or test ({few(rows, 5)}). Add rows of it, take these out, or try another data.split_seed."
+            f"data.targets: the class {one_line(words[first])} of {name} is in no row that trains, but in {len(rows)} "
+            f"to validate or test ({few(rows, 5)}). Add rows of it, take these out, or try another data.split_seed."
         )
     return y
 

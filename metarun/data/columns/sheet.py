@@ -47,7 +47,7 @@ class Sheet:
         if not os.path.isfile(path):
             raise UserError(f"data.root={shown(path)}: there is no such file. Name a CSV or Parquet file, or a folder.")
         try:
-            frame = pl.read_parquet(path, glob=False) if parquet else _csv(pl, path)
+            frame = _parquet(pl, path) if parquet else _csv(pl, path)
         except pl.exceptions.NoDataError as error:
             raise UserError(
                 f"{shown(path)} is empty. Give a file with a line of column names and rows below."
@@ -83,8 +83,8 @@ class Sheet:
         if text.any() and not as_words:
             row = int(text.arg_true()[0])
             raise UserError(
-                f"{shown(self.path)}: row {row + 1} below the header has {series[row]!r} in the column {name}, whose "
-                f"other values are numbers. Mend it, or take all of them as words: data.classes=[{name}]."
+                f"{shown(self.path)}: row {row + 1} below the header has {series[row]!r:.60} in the column {name}, "
+                f"whose other values are numbers. Mend it, or take all of them as words: data.classes=[{name}]."
             )
         return _words(pl, series) if text.any() else self._numbers(name, numbers, as_words)
 
@@ -131,20 +131,29 @@ def _polars() -> ModuleType:
     return polars
 
 
+def _parquet(pl: ModuleType, path: Path) -> Any:
+    frame = pl.read_parquet(path, glob=False)
+    return _renamed(path, frame, frame.columns)
+
+
 def _csv(pl: ModuleType, path: Path) -> Any:
-    """All values as text, stripped of blanks; a column without a name is left out."""
+    """All values as text, stripped of blanks."""
     with path.open("rb") as file:
         first = file.readline(2**20).decode("utf-8", "replace")
     separator = max(SEPARATORS, key=first.count)
     options: dict[str, Any] = {"separator": separator, "infer_schema": False, "glob": False}
     header = pl.read_csv(path, has_header=False, n_rows=1, **options).row(0)
-    names = [(name or "").strip() for name in header]
+    frame = _renamed(path, pl.read_csv(path, **options), header)
+    return frame.with_columns(pl.all().str.strip_chars().replace(dict.fromkeys(MISSING)))
+
+
+def _renamed(path: Path, frame: Any, header: Sequence[str | None]) -> Any:
+    """With the names that the file gives its columns, each in one line; one without a name is left out."""
+    names = [" ".join((name or "").split()) for name in header]
     if twice := [name for name in dict.fromkeys(names) if name and names.count(name) > 1]:
         raise UserError(f"{shown(path)} has {few(twice)} twice among its column names. Rename one of each.")
-    frame = pl.read_csv(path, **options)
-    frame = frame.rename(dict(zip(frame.columns, [name or f"\0{i}" for i, name in enumerate(names)], strict=True)))
-    frame = frame.drop([name for name in frame.columns if name.startswith("\0")])
-    return frame.with_columns(pl.all().str.strip_chars().replace(dict.fromkeys(MISSING)))
+    frame.columns = [name or f"\0{i}" for i, name in enumerate(names)]
+    return frame.select([name for name in names if name])
 
 
 def _words(pl: ModuleType, series: Any) -> Column:

@@ -50,9 +50,7 @@ class Whole:
         """Which rows are of a file that has the column: bool [R]."""
         return torch.isin(self.file, torch.tensor(self.owners[name]))
 
-    @property
-    def names(self) -> list[str]:
-        """Of the rows, for people."""
-        several = len(self.sources) > 1
-        pairs = zip(self.file.tolist(), self.row.tolist(), strict=True)
-        return [f"{self.sources[file]} row {row}" if several else f"row {row}" for file, row in pairs]
+    def names(self, rows: Iterable[int]) -> list[str]:
+        """Of some rows, for people."""
+        places = [(self.sources[int(self.file[r])], int(self.row[r])) for r in rows]
+        return [f"{source} row {row}" if len(self.sources) > 1 else f"row {row}" for source, row in places]

@@ -74,6 +74,7 @@ class PartSampler:
 
     images: Tensor | Mapped  # uint8 [M, C, H, W], or vectors [M, D]
     rows: Rows  # in parts
+    sizes: Tensor  # int64 [parts]: the same, where rows are drawn: to bring them there in each step would wait for it
     shots: int
     fingerprint: str
 
@@ -87,8 +88,7 @@ class PartSampler:
 
     def draw(self, count: int, generator: torch.Generator) -> Draw:
         """Rows [T, B] of T tasks, ascending and without repetition (all of them where T is as many)."""
-        device = generator.device
-        sizes = torch.tensor(self.rows.parts, device=device)
+        device, sizes = generator.device, self.sizes.to(generator.device)
         task = torch.rand(len(sizes), generator=generator, device=device).topk(min(count, len(sizes))).indices
         task = task.sort().values
         lots = torch.rand(len(task), self.shots, generator=generator, device=device)

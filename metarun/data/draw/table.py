@@ -100,8 +100,10 @@ class TableData:
         if by not in self.offers:
             raise not_offered(by, self.name, self.offers)
         rows = self.splits["train"]
-        sampler = PartSampler if by == "group" else RowSampler
-        return sampler(self.images, rows, shots, self._fingerprint(rows))
+        if by == "rows":
+            return RowSampler(self.images, rows, shots, self._fingerprint(rows))
+        sizes = torch.tensor(rows.parts, device=rows.image.device)
+        return PartSampler(self.images, rows, sizes, shots, self._fingerprint(rows))
 
     def _fingerprint(self, rows: Rows) -> str:
         """Of the content and of what a draw's indices mean."""

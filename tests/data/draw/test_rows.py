@@ -134,7 +134,7 @@ def test_a_task_has_rows_of_one_part_and_each_part_as_many_tasks(tasks: int, of_
 
 @pytest.mark.parametrize("count", [1, 2, 3, 9])
 def test_fixed_tasks_have_rows_of_their_own_in_the_same_order_always(count: int) -> None:
-    drawn = PartSampler(*in_parts(20, 2, 11), 400, "")
+    drawn = PartSampler(*in_parts(20, 2, 11), torch.tensor([20, 2, 11]), 400, "")
     draw = drawn.draw(count, seeded())
     owner = torch.bucketize(draw["row"], torch.tensor([20, 22]), right=True)
     assert owner.shape == (min(count, 3), 400) and owner.eq(owner[:, :1]).all()
