@@ -60,7 +60,7 @@ class TorchJD:
 @torch.library.custom_op("metarun::torchjd_weights", mutates_args=())
 def weigh(gram: Tensor, absent: Tensor, lots: Tensor, weighting: str, options: str) -> Tensor:
     """The weights [H] as one operation, into which neither a tracer nor vmap looks."""
-    there = (~absent).cpu().nonzero()[:, 0]
+    there = (~absent).nonzero()[:, 0].tolist()
     part = gram.detach().cpu().double()[there][:, there]
     weights = torch.zeros(len(gram), dtype=torch.float64)
     given = {k: [v[i] for i in there] if _is_by_head(v, len(gram)) else v for k, v in json.loads(options).items()}

@@ -112,9 +112,10 @@ def test_weights_are_finite_whatever_the_slopes_are(balance: Balance) -> None:
         assert all(p.isfinite().all() for p in learned(entries).values()), name
 
 
-def test_the_weights_of_objectives_that_are_all_the_same_sum_to_one(balance: Balance) -> None:
-    slopes = drawn(1, SIZE).expand(TASKS, SIZE)
-    weights, _ = asked(balance, torch.full((TASKS,), 2.0), slopes, told(balance, TASKS))
+@pytest.mark.parametrize("tasks", [1, TASKS, 32])
+def test_objectives_that_are_all_the_same_take_the_step_of_one(balance: Balance, tasks: int) -> None:
+    slopes = drawn(1, SIZE).expand(tasks, SIZE)
+    weights, _ = asked(balance, torch.full((tasks,), 2.0), slopes, told(balance, tasks))
     assert torch.allclose(weights.sum(0), torch.ones(()), atol=1e-6)
 
 
