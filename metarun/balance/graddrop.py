@@ -31,8 +31,7 @@ class GradDrop:
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:
         assert slopes is not None
-        there = ~losses.isnan()
-        total = slopes.abs().sum(0).clamp(min=torch.finfo(slopes.dtype).tiny)
-        positive = (1 + slopes.sum(0) / total) / 2 > kept[LOTS]
-        keeps = torch.where(positive, slopes > 0, slopes < 0) & there[:, None]
+        there, above = ~losses.isnan(), slopes.clamp(min=0).sum(0)
+        total = (2 * above - slopes.sum(0)).clamp(min=torch.finfo(slopes.dtype).tiny)  # Σ |g_h|
+        keeps = (slopes > 0) == (above / total > kept[LOTS])
         return keeps / there.sum().to(slopes.dtype), {}

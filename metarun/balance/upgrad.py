@@ -21,6 +21,7 @@ from metarun.balance.solve.interior import minimum
 from metarun.types import Params
 
 FIRST = 0.3  # of each x, of unit slopes
+STEPS = 14  # which such an even problem needs at most
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class UPGrad:
         matrix, norms = cosines(slopes)
         there = ~losses.isnan()
         eye = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        x = minimum(lambda x: (eye + x) @ matrix, lambda x: matrix, torch.full_like(matrix, FIRST))  # row h: of u_h
+        first = torch.full_like(matrix, FIRST)  # row h: of the problem of h
+        x = minimum(lambda x: (eye + x) @ matrix, lambda x: matrix, first, steps=STEPS)
         mean = there / there.sum()
         return ((mean * norms) @ (eye + x) / norms * there).to(slopes.dtype), {}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-STEPS = 16  # about 12 arrive, the others stay there
+STEPS = 20  # about 12 arrive, or 20 where slopes are of very different lengths; those after stay there
 END = {torch.float64: 1e-13, torch.float32: 1e-6}  # μ at the end of the path
 LEAST = 0.1  # of the first z
 
@@ -24,6 +24,7 @@ def minimum(
     x: Tensor,
     simplex: bool = False,
     end: float | None = None,
+    steps: int = STEPS,
 ) -> Tensor:
     """The end of the path that begins near x [..., K], all positive, for a slope [..., K] and a curvature [..., K, K]
     whose sizes are about 1 there."""
@@ -32,7 +33,7 @@ def minimum(
     at = slope(x)
     z = at - at.amin(-1, keepdim=True) + 1 if simplex else at.clamp(min=LEAST)
     length = torch.full_like(x[..., :1], 0.7)
-    for _ in range(STEPS):
+    for _ in range(steps):
         mu = ((1 - length).clamp(0.1, 0.9).square() * (x * z).mean(-1, keepdim=True)).clamp(min=end)
         t = (x / z).sqrt()
         scaled = t[..., :, None] * (curvature(x) + float(simplex)) * t[..., None, :]
