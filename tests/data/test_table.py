@@ -302,6 +302,7 @@ def test_a_class_never_seen_in_training_is_named_with_its_rows(load: Load, tmp_p
         ({}, {"price": [5] * HOUSES}, "data.targets: price is 5 in every row that trains"),
         ({"targets": ["kind"]}, {"kind": ["flat"] * HOUSES}, "data.targets: kind is flat in every row that trains"),
         ({"inputs": ["area"]}, {"area": [1] * HOUSES}, "data.inputs: the column area is the same in every row"),
+        ({"inputs": ["area"]}, {"area": [None] * HOUSES}, "data.inputs: the column area has no value in any row"),
         ({}, {"area": [math.inf, *range(49)]}, "/houses.csv: row 1 below the header has inf in the column area"),
     ],
 )

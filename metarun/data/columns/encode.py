@@ -53,7 +53,8 @@ def inputs(columns: Mapping[str, Column], there: Mapping[str, Tensor], train: Te
         parts.append(_numbers(name, column.values, known) if column.words is None else _hot(column, known))
         told += _gaps(name, column, there[name], parts[-1])
     if not parts:
-        raise UserError("data.inputs: no column is left to predict from. Name some, or add columns to the file.")
+        why = f" ({'; '.join(told)})" if told else ""
+        raise UserError(f"data.inputs: no column is left to predict from{why}. Add columns to the file.")
     return Inputs(torch.cat(parts, 1), told)
 
 
@@ -100,7 +101,7 @@ def _useless(column: Column, known: Tensor) -> str:
     """Why a column tells nothing; empty where it may tell something."""
     different = len(column.values[known].unique())
     if different < 2:
-        return "is the same in every row that trains"
+        return "is the same in every row that trains" if different else "has no value in any row that trains"
     if column.words is not None and different > max(FEW_WORDS, min(MOST_WORDS, int(known.sum()) // 2)):
         return f"has {different:,} different words in {int(known.sum()):,} rows that train"
     return ""
