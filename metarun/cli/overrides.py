@@ -172,6 +172,8 @@ def _spelled(word: str) -> str:
     """The word in Hydra's grammar, where people type it otherwise."""
     if word.startswith("+experiment="):  # elsewhere no experiment is the default, and + adds one
         return word.removeprefix("+")
+    if word.startswith(("data.keys.", "test.keys.")):  # keys of data sets that the config does not hold
+        return f"++{word}"
     key, _, value = word.partition("=")
     if key == "resume" and value not in ("", "null") and value[0] + value[-1] not in ("''", '""'):
         return f"{key}={quoted(value)}"  # a directory like 1_algo=maml,seed=0, as the shell completes it

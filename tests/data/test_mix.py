@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -156,6 +157,7 @@ def test_sets_that_do_not_go_together_are_refused(
             "data.keys={mnist_tasks:{haeds:[ink]}}",
             "data.keys.mnist_tasks.haeds is no key here. Did you mean data.keys.",
         ),
+        ("data.keys.mnist_tasks.haeds=[ink]", "data.keys.mnist_tasks.haeds is no key here. Did you mean data.keys."),
         ("data.keys={mnist_tasks:{ways:0}}", "data.keys.mnist_tasks.ways=0 is too small. Give 1 or more."),
         ("test.data=mix", "test.data=mix, which itself names data sets. Name one of those."),
     ],
@@ -172,8 +174,10 @@ def test_a_run_knows_where_its_sets_lay(
 ) -> None:
     small_mnist.write(tmp_path / "data")
     monkeypatch.setenv("METARUN_DATA", "data")
-    first = metarun(*SHORTEST, "data.keys={mnist_tasks:{heads:[digit,ink]}}")
+    first = metarun(*SHORTEST, "data.keys.mnist_tasks.heads=[digit,ink]")
     assert first.code == 0, first.err
+    heads = json.loads(Path("run/result.json").read_text())["test"]["heads"]
+    assert [*heads] == ["mnist_tasks/digit", "mnist_tasks/ink", "multimnist/left", "multimnist/right"]
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     monkeypatch.delenv("METARUN_DATA")
