@@ -5,8 +5,8 @@
 G is the slopes' Gram matrix. Of all steps of one length it is that of the largest Σ_h log⟨g_h, step⟩: another would
 cost some objectives more, as a share of what they gain, than it brings the others. How long a slope is does not matter.
 a is the minimum of ½ aᵀGa − Σ log a_h, found by Newton's steps in each step of training; the paper's code solves up to
-20 convex programs, and can keep weights for some steps. The paper's a is not divided by its sum. Where some weighted mean of
-the slopes vanishes there is no such step, and this one nearly vanishes.
+20 convex programs, and can keep weights for some steps. The paper's a is not divided by its sum. Where some weighted
+mean of the slopes vanishes there is no such step, and this one nearly vanishes.
 
 Navon, Shamsian, Achituve, Maron, Kawaguchi, Chechik, Fetaya: Multi-Task Learning as a Bargaining Game. ICML 2022,
 arXiv 2202.01017.
