@@ -21,7 +21,7 @@ from metarun.engine.device import allow_tf32, pick
 from metarun.engine.room import Room
 from metarun.errors import UserError, one_line
 from metarun.evaluate import AT_ONCE, Exam, dice, milestones
-from metarun.interface import check_algorithm, check_params, check_trunk, fulfilled, is_own
+from metarun.interface import check_algorithm, check_params, check_sample, check_trunk, fulfilled, is_own
 from metarun.maths.net import Net
 from metarun.settings import Job
 from metarun.types import Algorithm, Balance, Data, Draw, MetaGradient, Optimizer, Sampler, Source
@@ -64,6 +64,7 @@ def build(job: Job) -> Parts:
         _refuse_shared(val, test, job)
     net = _net(job, data, sampler).to(device)
     algo, tested = by_phase(job, net), by_phase(job, net.testing(test.sampler.heads))
+    check_sample(algo(0), sampler.gather(sampler.draw(1, torch.Generator())), drawn_by(job, data))
     _check_algorithm(algo(0), tested(0), sampler, test, device)
     _check_phases(job, algo)
     return Parts(

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from metarun.engine.mapping import Parallel
-from metarun.types import Algorithm, Episode, Params, UserError, learned
+from metarun.types import Algorithm, Batch, Episode, MetaGradient, Params, UserError, learned
 
 Made = TypeVar("Made")
 
@@ -70,6 +70,17 @@ def check_algorithm(trained: Algorithm, tested: Algorithm, params: Params, episo
         shapes = ", ".join(f"{head} {list(shape)}" for head, shape in wanted.items())[:200]
         raise _unfit("algo", f"{name}.predict returns {_words(outputs)}", f"Let it return a dict of tensors: {shapes}")
     _check_meta_gradient(name, trained.meta_grad(params, sample, Parallel("loop", 1)), params)
+
+
+def check_sample(algo: MetaGradient, sample: Any, by: str) -> None:
+    """Refuses training tasks, drawn `by` what the config says, of another kind than meta_grad is written for."""
+    try:
+        asked = list(typing.get_type_hints(type(algo).meta_grad).values())[1]
+    except (NameError, IndexError):  # one of the user's own need not say
+        return
+    if asked in (Batch, Episode) and not isinstance(sample, asked):
+        drawn = {Batch: "group or rows", Episode: "episodes"}[asked]
+        raise UserError(f"algo.trains_on={by}: {type(algo).__name__} trains on {drawn}. Leave it out, or take that.")
 
 
 def check_params(params: Any, name: str) -> None:

@@ -43,6 +43,8 @@ KINDS: dict[str, list[tuple[list[str], list[str]]]] = {
         (["++test=5"], ["test=5", "test.key=value"]),
         (["algo.trains_on=5"], ["algo.trains_on=5", "a text or a list"]),
         (["algo.trains_on=[]"], ["algo.trains_on", "episodes"]),
+        (["algo=mtl", "algo.trains_on=episodes"], ["algo.trains_on=episodes", "group or rows"]),
+        (["algo=protonet", "algo.trains_on=group"], ["algo.trains_on=group", "episodes"]),
         (["algo.phases=5"], ["algo.phases=5"]),
         (
             ["algo=mamlpp", "algo.phases={1:{inner_steps:2}}"],
