@@ -37,6 +37,7 @@ def test_with_c_of_zero_it_is_the_mean(slopes: Tensor, weighed: Weighed) -> None
     assert torch.allclose(weighed(CAGrad(0.0), slopes), torch.full_like(slopes[:, 0], 1 / len(slopes)))
 
 
+@pytest.mark.filterwarnings("ignore:Solution may be inaccurate")
 def test_the_weights_are_torchjds_over_one_plus_c(
     slopes: Tensor, weighed: Weighed, jd: ModuleType, cvxpy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

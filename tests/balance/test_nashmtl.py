@@ -20,6 +20,7 @@ def test_it_solves_g_a_equals_one_over_a(slopes: Tensor, weighed: Weighed) -> No
     assert torch.allclose(products, products.mean().expand_as(products), rtol=1e-5)
 
 
+@pytest.mark.filterwarnings("ignore:You are solving a parameterized problem")
 def test_the_weights_are_torchjds_over_their_sum_where_those_are_a_solution(
     slopes: Tensor, weighed: Weighed, jd: ModuleType, cvxpy: Any
 ) -> None:
