@@ -38,29 +38,25 @@ class GradVac:
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:
         assert slopes is not None
-        gram, there = slopes, ~losses.isnan()
-        rows, tiny = torch.arange(len(gram), device=gram.device), torch.finfo(gram.dtype).tiny
-        norms = gram.diagonal().clamp(min=0).sqrt()
+        gram, there, order = slopes, ~losses.isnan(), kept[LOTS].argsort(1)  # column by column, each row's next one
+        tiny, norms = torch.finfo(gram.dtype).tiny, gram.diagonal().clamp(min=0).sqrt()
+        rows = torch.arange(len(gram), device=gram.device)
+        some = there & (norms > tiny)
+        pairs = (order != rows[:, None]) & some[:, None] & some[order]
+        targets = kept[TARGETS].gather(1, order).to(gram.dtype)
+        sines = (1 - targets.square()).clamp(min=CLOSE**2).sqrt()
         coefficients = torch.eye(len(gram), dtype=gram.dtype, device=gram.device)  # row h: c_h
-        targets = kept[TARGETS]
-        for others in kept[LOTS].argsort(1).unbind(1):  # each row's next one to be compared with
+        cosines = []
+        columns = (t.unbind(1) for t in (order, pairs, targets, sines, norms[order]))
+        for others, pair, target, sine, length in zip(*columns, strict=True):
             along = coefficients @ gram
             norm = (along * coefficients).sum(1).clamp(min=0).sqrt()
-            size = norm * norms[others]
-            pair = (others != rows) & there & there[others] & (size > tiny)
-            cosine = (_at(along, others) / size.clamp(min=tiny)).clamp(-1, 1)
-            target = _at(targets, others).to(gram.dtype)
-            sine = (1 - target.square()).clamp(min=CLOSE**2).sqrt()
-            shift = (
-                norm * (target * (1 - cosine.square()).sqrt() - cosine * sine) / (norms[others] * sine).clamp(min=tiny)
-            )
+            products = along.gather(1, others[:, None])[:, 0]
+            cosine = (products / (norm * length).clamp(min=tiny)).clamp(-1, 1)
+            shift = norm * (target * (1 - cosine.square()).sqrt() - cosine * sine) / (length * sine).clamp(min=tiny)
             shift = torch.where(pair & (cosine < target), shift, 0.0)
             coefficients = coefficients.scatter_add(1, others[:, None], shift[:, None])
-            moved = torch.where(pair, self.beta * (cosine - target), 0.0).to(targets.dtype)
-            targets = targets.scatter_add(1, others[:, None], moved[:, None])
-        return (coefficients * there[:, None]).sum(0) / there.sum(), {TARGETS: targets}
-
-
-def _at(matrix: Tensor, columns: Tensor) -> Tensor:
-    """One entry of each row."""
-    return matrix.gather(1, columns[:, None])[:, 0]
+            cosines.append(cosine)
+        moved = torch.where(pairs, self.beta * (torch.stack(cosines, 1) - targets), 0.0).to(kept[TARGETS].dtype)
+        weights = (coefficients * there[:, None]).sum(0) / there.sum()
+        return weights, {TARGETS: kept[TARGETS].scatter_add(1, order, moved)}
