@@ -10,7 +10,6 @@ Liu, Johns, Davison: End-to-End Multi-Task Learning with Attention. CVPR 2019, a
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -31,11 +30,11 @@ class DWA:
     needs: ClassVar[Literal["losses"]] = "losses"
 
     def init(self, tasks: int, size: int) -> Params:
-        unknown = {name: torch.full((tasks,), math.nan) for name in (LAST, BEFORE)}
-        return {SUMS: torch.zeros(tasks), SEEN: torch.zeros(tasks), STEPS: torch.zeros(()), **unknown}
+        return {STEPS: torch.zeros(()), **{name: torch.zeros(tasks) for name in (SUMS, SEEN, LAST, BEFORE)}}
 
     def __call__(self, losses: Tensor, slopes: Tensor | None, kept: Params) -> tuple[Tensor, Params]:
-        rates = (kept[LAST] / kept[BEFORE]).nan_to_num(1.0, posinf=1.0, neginf=1.0)
+        known = kept[BEFORE] != 0
+        rates = torch.where(known, kept[LAST] / torch.where(known, kept[BEFORE], 1.0), 1.0)
         weights = (rates / self.temperature).masked_fill(losses.isnan(), -torch.inf).softmax(0)
         return weights, self._noted(losses, kept)
 
