@@ -6,22 +6,16 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun.cli import CONF
-from metarun.construct import target_of
 from metarun.engine.mapping import Parallel
 from metarun.maths.balanced import Objectives, balanced
 from metarun.maths.losses import by_head
 from metarun.types import LOTS, Batch, Params, Score, learned
 
-BALANCES = sorted(  # for tasks with inputs of their own, which have no features in common
-    path.stem
-    for path in (CONF / "balance").glob("*.yaml")
-    if target_of(yaml.safe_load(path.read_text()), "balance").needs != "features"
-)
+BALANCES = sorted(path.stem for path in (CONF / "balance").glob("*.yaml"))
 MAPPINGS = [Parallel("loop", 1), *(Parallel("vmap", chunk) for chunk in (1, 3, 4))]
 VMAP = Parallel("vmap", 4)
 WEIGHTS = torch.tensor([0.5, -1.0, 0.0, 2.0], dtype=torch.float64)
