@@ -80,7 +80,7 @@ def test_other_data_may_call_a_class_alike_but_not_show_the_same_image() -> None
 
 
 def test_there_is_nothing_to_compare_where_there_are_no_images() -> None:
-    curves = Sinusoid(1, 5, 5, 3.14).load(torch.device("cpu"))
+    curves = Sinusoid(1, 5, 5, 3.14, 2, 0).load(torch.device("cpu"))
     assert disjoint(curves, curves).holds is None
 
 

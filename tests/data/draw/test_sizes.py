@@ -12,7 +12,7 @@ from metarun.data.draw.episodes import EpisodeSampler
 from metarun.data.draw.source import split_classes
 from metarun.data.draw.split import Turning
 from metarun.data.images.collection import Collection
-from metarun.data.sinusoid import SinusoidData
+from metarun.data.sinusoid import Sinusoid
 from metarun.errors import UserError
 from metarun.types import Span
 
@@ -118,4 +118,4 @@ def test_what_cannot_be_drawn_is_refused(keys: dict[str, int], told: str, number
 
 def test_tasks_of_a_regression_are_of_one_size() -> None:
     with pytest.raises(UserError, match=r"test.shots=\[1, 5\]: tasks of a regression are all of one size"):
-        SinusoidData(1.0, torch.device("cpu")).episodes("test", 1, (1, 5), 1, "test")
+        Sinusoid(1, 5, 5, 1.0, 2, 0).load(torch.device("cpu")).episodes("test", 1, (1, 5), 1, "test")
