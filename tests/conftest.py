@@ -37,7 +37,7 @@ from metarun.types import Algorithm, Batch, Draw, Episode, Head, Heads, Params, 
 
 CONF = Path(__file__).parents[1] / "conf"
 SIDE = 8
-FEW = 3  # inner steps: more prove nothing else
+FEW = 3  # inner steps, and those of a solver: more prove nothing else
 QUICK = (
     "data=sinusoid",
     "backbone.hidden=[4]",
@@ -181,8 +181,7 @@ def _case(
     **keys: Any,
 ) -> Case:
     own = {key: value for key, value in _sections(name)["algo"].items() if key not in ("trains_on", "phases")}
-    if own.get("inner_steps", 0) > FEW:
-        own["inner_steps"] = FEW
+    own |= {key: FEW for key, value in own.items() if key.endswith("_steps") and value > FEW}
     section = {**own, **keys}
     collection = _collection()
     everything = {"train": range(len(collection.names))}

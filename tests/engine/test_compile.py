@@ -18,18 +18,31 @@ from metarun.types import Episode
 def test_tracing_changes_no_meta_gradient(
     algo_name: str, case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of two samples, the second of which meets the program that was traced on the first."""
     monkeypatch.setattr(torch, "compile", lambda program, dynamic: program)
     found = case(algo_name, "batch")
-    generator = torch.Generator().manual_seed(0)
-    program = Compiled(found.algo)
-    for tasks, parallel in ((4, Parallel("vmap", 2)), (4, Parallel("vmap", 4)), (3, Parallel("vmap", 2))) * 2:
+    assert programs_of(found, [(3, Parallel("vmap", 2))] * 2) == 1
+
+
+def test_every_mapping_and_every_number_of_tasks_has_a_program(
+    case: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda program, dynamic: program)
+    shapes = [(4, Parallel("vmap", 2)), (4, Parallel("vmap", 4)), (3, Parallel("vmap", 2))]
+    assert programs_of(case("maml", "batch"), shapes * 2) == 3
+
+
+def programs_of(found: Any, shapes: list[tuple[int, Parallel]]) -> int:
+    """How many programs are made for tasks so many and so mapped, each of which gives what the algorithm gives."""
+    generator, program = torch.Generator().manual_seed(0), Compiled(found.algo)
+    for tasks, parallel in shapes:
         sample = found.sampler.gather(found.sampler.draw(tasks, generator))
         slope, metrics = program.meta_grad(found.params, sample, parallel)
         expected, scores = found.algo.meta_grad(found.params, sample, parallel)
         assert slope.keys() == expected.keys() and metrics.keys() == scores.keys()
         for key, value in expected.items():
             assert torch.allclose(slope[key], value, rtol=1e-9, atol=1e-12), key
-    assert len(program.programs) == 3
+    return len(program.programs)
 
 
 def test_before_it_compiles_it_says_that_this_takes_time(
