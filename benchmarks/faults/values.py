@@ -50,7 +50,7 @@ FLAGS = _listed("""
     hydra.output_subdir=null | hydra.sweep.dir=/proc/x -m | hydra.nope=1 | hydra.job.name='' | hydra/job_logging=nope
     ~hydra | ~train | ~algo | ~nope | ~train.steps | ~data.ways | ~seed | ~optim.lr | ~backbone | ~ | + | ++
     +algo=maml | ++algo=maml | algo=maml algo=reptile | seed=1 seed=2 | +seed=1 | algo@data=maml | +data@algo=glyphs
-    experiment=nope | +experiment=nope | pair=maml_sinusoid | experiment=null | experiment=[omniglot_cpu,nope]
+    experiment=nope | +experiment=nope | pair=maml_sinusoid | experiment=null | experiment=[omniglot_lake,nope]
     -m algo=glob(nope*) | device.threads=100000
 """)
 ASKING = {"-sc", "--cfg", "-c", "--info", "-i", "--hydra-help", "--help", "-h", "--version", "help"}  # no run is wanted

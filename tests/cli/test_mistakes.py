@@ -32,8 +32,8 @@ def one_line(outcome: Any, *words: str) -> None:
     [
         (["algo=mamel"], ["algo=mamel", "maml"]),
         (["data=omniglt"], ["data=omniglt", "omniglot"]),
-        (["experiment=nonexistent"], ["experiment=nonexistent", "omniglot_cpu"]),
-        (["+experiment=omniglot_cpo"], ["omniglot_cpu"]),
+        (["experiment=nonexistent"], ["experiment=nonexistent", "omniglot_lake"]),
+        (["+experiment=omniglot_lak"], ["omniglot_lake"]),
         (["trian.steps=3"], ["trian.steps", "train.steps"]),
         (["dta=omniglot"], ["dta", "data"]),
         (["algoo=maml"], ["algoo", "algo"]),

@@ -34,7 +34,7 @@ KINDS: dict[str, list[tuple[list[str], list[str]]]] = {
         (["++hydra=null"], ["hydra=null", "section"]),
         (["optim=null"], ["optim=null", "adam"]),
         (["device=7"], ["device=7", "cpu"]),
-        (["experiment=1"], ["experiment=1", "omniglot_cpu"]),
+        (["experiment=1"], ["experiment=1", "omniglot_lake"]),
     ],
     "sections": [
         (["++optm.lr=5"], ["optm", "optim"]),
