@@ -31,7 +31,6 @@ from metarun.types import LOTS, Balance, Batch, Head, Heads
 CONF = Path(__file__).parents[1] / "conf"
 ROWS, CLASSES = 256, 10
 TASKS, OWN_ROWS, OWN_CLASSES = 25, 20, 160  # alphabets, images of each in a step, classes of each
-GIVEN = {"constant": {"weights": None}, "torchjd": {"weighting": "FairGrad"}}  # what has no default
 OTHERS = ("PCGrad", "MGDA", "UPGrad", "CAGrad", "IMTLG", "AlignedMTL", "NashMTL")  # of TorchJD
 LIBMTL = ("EW", "UW", "GradNorm", "PCGrad", "MGDA", "CAGrad", "GradVac", "IMTL")
 
@@ -70,7 +69,7 @@ def _shared(count: int, device: torch.device) -> Iterator[tuple[tuple[str, str],
     x = torch.rand(1, ROWS, 1, 28, 28, device=device)
     y = {name: torch.randint(CLASSES, (1, ROWS), device=device) for name in heads}
     net = _net("lenet", heads, device)
-    for name, balance in _balances(count):
+    for name, balance in _balances():
         yield ("metarun", name), _metarun(net, balance, Batch(x, y), [Parallel("loop", 1)])
     model = Plain(count).to(device)
     images, classes = x[0], [one[0] for one in y.values()]
@@ -86,7 +85,7 @@ def _alone(device: torch.device) -> Iterator[tuple[tuple[str, str], Step]]:
     own = torch.eye(TASKS, dtype=torch.bool, device=device)[..., None]
     y = torch.where(own, torch.randint(OWN_CLASSES, (TASKS, OWN_ROWS), device=device), -100)  # [H, T, B]
     net = _net("conv4", heads, device)
-    for name, balance in _balances(TASKS):
+    for name, balance in _balances():
         if balance.needs != "features":
             batch = Batch(x, dict(zip(heads, y, strict=True)))
             yield ("metarun", name), _metarun(net, balance, batch, candidates(TASKS, None, device, False))
@@ -97,14 +96,11 @@ def _net(backbone: str, heads: Heads, device: torch.device) -> Net:
     return Net.build(partial(construct, section, "backbone", shape=(1, 28, 28)), heads, "batch").to(device)
 
 
-def _balances(count: int) -> Iterator[tuple[str, Balance]]:
+def _balances() -> Iterator[tuple[str, Balance]]:
     """Equal weights first."""
     names = sorted((path.stem for path in (CONF / "balance").glob("*.yaml")), key=lambda name: (name != "equal", name))
     for name in names:
-        section = yaml.safe_load((CONF / "balance" / f"{name}.yaml").read_text()) | GIVEN.get(name, {})
-        if name == "constant":
-            section["weights"] = [1.0] * count
-        yield name, construct(section, "balance")
+        yield name, construct(yaml.safe_load((CONF / "balance" / f"{name}.yaml").read_text()), "balance")
 
 
 def _metarun(net: Net, balance: Balance, batch: Batch, mappings: Sequence[Parallel]) -> Step:
