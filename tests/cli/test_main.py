@@ -77,8 +77,11 @@ def test_of_several_ranks_the_first_warns(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 def _with_signal(number: signal.Signals, script: str) -> tuple[int, str]:
-    """The exit code and the errors of a process whose verb, or whose end, is met by a signal."""
-    start = "import signal, sys; from metarun.cli import main as m; "
+    """The exit code and the errors of a process whose verb, or whose end, is met by a signal.
+
+    A shell has what it starts in the background ignore Ctrl-C: this one does not.
+    """
+    start = "import signal, sys; signal.signal(2, signal.default_int_handler); from metarun.cli import main as m; "
     meet = f"meet = lambda *_: signal.raise_signal({number:d}); "
     done = subprocess.run([sys.executable, "-c", start + meet + script], stderr=subprocess.PIPE, text=True, check=False)
     return done.returncode, done.stderr
