@@ -39,8 +39,7 @@ def balanced(
     if not objectives.alone:
         return _by_shared_rows(balance, objectives, params, sample, parallel)
     losses, rows, metrics, slopes = parallel.slopes(objectives.whole, params, sample)
-    there = rows > 0
-    plain = (there / there.sum().clamp(min=1)).to(losses.dtype)
+    plain = _plain(losses, rows)
     rest = {n: torch.tensordot(plain.to(s.dtype), s, 1) for n, s in slopes.items() if n not in objectives.shared}
     weighed, metrics = _mixed(balance, objectives, params, (losses, rows, metrics), slopes)
     return {**rest, **weighed}, metrics
@@ -81,10 +80,9 @@ def _by_shared_rows(
     losses, rows, metrics = parallel.losses(
         lambda params, pair: objectives.score(params, *pair), {**params, **own}, (cut, sample)
     )
-    there = rows > 0
-    plain = there.to(losses.dtype) / there.sum().clamp(min=1)
-    of_copies, *slopes = torch.autograd.grad((plain * losses).sum(), [cut, *own.values()], materialize_grads=True)
-    of_features = of_copies.movedim(2, 0) * there.sum()  # [H, T, B, D]
+    mean = (_plain(losses, rows) * losses).sum()
+    of_copies, *slopes = torch.autograd.grad(mean, [cut, *own.values()], materialize_grads=True)
+    of_features = of_copies.movedim(2, 0) * (rows > 0).sum()  # [H, T, B, D]
     found, judged = dict(zip(own, slopes, strict=True)), (losses.detach(), rows, metrics)
     if balance.needs == "features":
         flat = of_features.flatten(1)
@@ -130,6 +128,12 @@ def _weights(objectives: Objectives, weights: Tensor) -> Metrics:
     """Each head's weight, or the mean of its weights."""
     each = (weights if weights.ndim == 1 else weights.mean(1)).unbind()
     return {f"{name}/weight": weight for name, weight in zip(objectives.names, each, strict=True)}
+
+
+def _plain(losses: Tensor, rows: Tensor) -> Tensor:
+    """The weights of the plain mean over the heads that have a row."""
+    there = rows > 0
+    return there.to(losses.dtype) / there.sum().clamp(min=1)
 
 
 def _known(losses: Tensor, rows: Tensor) -> Tensor:
