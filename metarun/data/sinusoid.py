@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from metarun.data.draw.offers import not_offered, one_size
+from metarun.data.draw.tasks import some
 from metarun.types import Batch, Count, Draw, Episode, Head, Heads, Rate, Seed, Span, UserError
 
 AMPLITUDE = (0.1, 5.0)
@@ -146,7 +147,7 @@ class FixedSampler:
             shape = (count * self.shots,)
             task = torch.randint(there, shape, generator=generator, device=device)
             return {"task": task, "x": _between(*INPUT, torch.rand(shape, generator=generator, device=device))}
-        task = torch.rand(there, generator=generator, device=device).topk(min(count, there)).indices.sort().values
+        task = some(there, count, generator)
         lots = torch.rand(len(task), self.shots, generator=generator, device=device)
         return {"task": task, "x": _between(*INPUT, lots)}
 

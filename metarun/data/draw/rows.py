@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from metarun.data.draw.split import ClassSplit, pixels
+from metarun.data.draw.tasks import some
 from metarun.data.images.mapped import Mapped
 from metarun.types import Batch, Draw, Episode, Head, Heads, Targets
 
@@ -89,8 +90,7 @@ class PartSampler:
     def draw(self, count: int, generator: torch.Generator) -> Draw:
         """Rows [T, B] of T tasks, ascending and without repetition (all of them where T is as many)."""
         device, sizes = generator.device, self.sizes.to(generator.device)
-        task = torch.rand(len(sizes), generator=generator, device=device).topk(min(count, len(sizes))).indices
-        task = task.sort().values
+        task = some(len(sizes), count, generator)
         lots = torch.rand(len(task), self.shots, generator=generator, device=device)
         return {"row": (sizes.cumsum(0) - sizes)[task, None] + (lots * sizes[task, None]).long()}
 

@@ -12,6 +12,12 @@ from metarun.data.images.mapped import Mapped
 from metarun.types import Batch, Draw, Head, Heads
 
 
+def some(there: int, count: int, generator: torch.Generator) -> Tensor:
+    """So many of the tasks that are there, or all of them: int64, ascending and without repetition."""
+    lots = torch.rand(there, generator=generator, device=generator.device)
+    return lots.topk(min(count, there)).indices.sort().values
+
+
 @dataclass(frozen=True)
 class TaskSampler:
     """T of the tasks, in order, `shots` images of each: y[name] [T, B] is known (not -100) in that task's own row."""
