@@ -21,8 +21,7 @@ from typing import Annotated, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from metarun.maths.inner import ADAM, adam, last, moments, sgd
-from metarun.maths.losses import judge
+from metarun.maths.inner import adam, displacement, moments, sgd
 from metarun.maths.net import Net
 from metarun.types import (
     PROTOCOL,
@@ -84,12 +83,4 @@ class Reptile:
         return self.net(fast, x)
 
     def meta_grad(self, params: Params, episode: Episode, parallel: ParallelMap) -> tuple[Params, Metrics]:
-        def arrive(params: Params, task: Episode) -> tuple[Params, Metrics]:
-            fast = last(self.adapt(params, task.support, self.inner_steps))
-            _, metrics = judge(self.net.heads, self.predict(fast, task.query.x), task.query.y)
-            return {name: fast[name] for name in params if name in moved or name.startswith(ADAM)}, metrics
-
-        moved = learned(params)
-        with torch.no_grad():
-            mean, metrics = parallel.mean(arrive, params, episode)
-            return {name: moved[name] - p if name in moved else p for name, p in mean.items()}, metrics
+        return displacement(self, params, episode, parallel, self.inner_steps)

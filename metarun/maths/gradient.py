@@ -12,30 +12,43 @@ from torch.utils._pytree import tree_flatten, tree_map, tree_unflatten
 
 from metarun.types import Params, learned
 
+Valued = tuple[Tensor, tuple[Tensor, ...]]  # a loss, and what is returned beside its slope
+
 
 def gradient(loss: Callable[..., Tensor], params: Params, adapted: Collection[str], *args: Any) -> Params:
     """∇ loss(params, *args) with respect to the entries named in `adapted`; no other tensor of a task may be in it."""
-    names = list(adapted)
+    return gradient_and_rest(lambda *given: (loss(*given), {}), params, adapted, *args)[0]
+
+
+def gradient_and_rest(
+    fn: Callable[..., tuple[Tensor, Params]], params: Params, adapted: Collection[str], *args: Any
+) -> tuple[Params, Params]:
+    """fn(params, *args) returns (loss, rest); returns (∇loss by the entries named in `adapted`, rest). No other tensor
+    of a task may be in it."""
+    names, beside = list(adapted), list[str]()
     moving = [params[name] for name in names]
     fixed = {name: p for name, p in params.items() if name not in adapted}
 
-    def value(moving: Sequence[Tensor], fixed: Params, *args: Any) -> Tensor:
-        return loss({**fixed, **dict(zip(names, moving, strict=True))}, *args)
+    def value(moving: Sequence[Tensor], fixed: Params, *args: Any) -> Valued:
+        loss, rest = fn({**fixed, **dict(zip(names, moving, strict=True))}, *args)
+        beside[:] = rest
+        return loss, tuple(rest.values())
 
     create_graph = torch.is_grad_enabled()
     if not mapped():
         args = tree_map(partial(laid_out, channels_last=not create_graph), args)
-        slope = _slope(lambda moving: value(moving, fixed, *args), moving, create_graph)
+        found = _slope(lambda moving: value(moving, fixed, *args), moving, create_graph)
     elif any(map(torch._C._functorch.is_batchedtensor, moving)):
         leaves, form = tree_flatten((moving, fixed, *args))
 
-        def of_leaves(*leaves: Tensor) -> Tensor:
+        def of_leaves(*leaves: Tensor) -> Valued:
             return value(*tree_unflatten(list(leaves), form))
 
-        slope = GradientBeneathVmap.apply(of_leaves, len(moving), create_graph, *leaves)
+        found = GradientBeneathVmap.apply(of_leaves, len(moving), create_graph, *leaves)
     else:  # what all tasks share is computed for all of them at once
-        slope = torch.func.grad(value)(moving, fixed, *args)
-    return dict(zip(names, slope, strict=True))
+        slope, rest = torch.func.grad(value, has_aux=True)(moving, fixed, *args)
+        found = (*slope, *rest)
+    return dict(zip(names, found, strict=False)), dict(zip(beside, found[len(names) :], strict=True))
 
 
 def laid_out(t: Any, channels_last: bool) -> Any:
@@ -51,25 +64,26 @@ def mapped() -> bool:
     return torch._C._functorch.peek_interpreter_stack() is not None
 
 
-def _slope(value: Callable[[list[Tensor]], Tensor], moving: list[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
-    """∇ value(moving) by autograd, itself differentiable with `create_graph`.
+def _slope(value: Callable[[list[Tensor]], Valued], moving: list[Tensor], create_graph: bool) -> tuple[Tensor, ...]:
+    """∇ of the loss that value(moving) gives, by autograd, itself differentiable with `create_graph`; then the rest.
 
     Of tensors that were made of one another each has the slope by itself: views are nodes of their own.
     """
     with torch.enable_grad():
         moving = [p.view_as(p) if p.requires_grad else p.detach().requires_grad_() for p in moving]
-        return torch.autograd.grad(value(moving), moving, create_graph=create_graph, materialize_grads=True)
+        loss, rest = value(moving)
+        return *torch.autograd.grad(loss, moving, create_graph=create_graph, materialize_grads=True), *rest
 
 
 class GradientBeneathVmap(torch.autograd.Function):
-    """∇ of every task's value by the first `count` of its tensors, taken by autograd beneath vmap.
+    """∇ of every task's loss by the first `count` of its tensors, taken by autograd beneath vmap; then the rest.
 
-    Tasks share none of these tensors, so the sum of their values has the gradients of all. torch.func.grad inside vmap
+    Tasks share none of these tensors, so the sum of their losses has the gradients of all. torch.func.grad inside vmap
     would take the way back by vmap's rules too, which copy activations from one order of axes to another and back.
     """
 
     @staticmethod
-    def forward(value: Callable[..., Tensor], count: int, create_graph: bool, *leaves: Tensor) -> None:
+    def forward(value: Callable[..., Valued], count: int, create_graph: bool, *leaves: Tensor) -> None:
         raise NotImplementedError("this is called inside vmap only")
 
     @staticmethod
@@ -79,7 +93,7 @@ class GradientBeneathVmap(torch.autograd.Function):
     def vmap(
         info: Any,
         dims: tuple[int | None, ...],
-        value: Callable[..., Tensor],
+        value: Callable[..., Valued],
         count: int,
         create_graph: bool,
         *leaves: Tensor,
@@ -88,7 +102,13 @@ class GradientBeneathVmap(torch.autograd.Function):
         each = torch.vmap(value, in_dims=(*[0] * count, *rest), randomness=info.randomness)
         with torch.enable_grad():  # a view made without is no node of the graph
             moving = [of_each(p, dim, info.batch_size) for p, dim in zip(leaves, own, strict=False)]
-        return _slope(lambda moving: each(*moving, *leaves[count:]).sum(), moving, create_graph), (0,) * count
+
+        def total(moving: list[Tensor]) -> Valued:
+            losses, rest = each(*moving, *leaves[count:])
+            return losses.sum(), rest
+
+        found = _slope(total, moving, create_graph)
+        return found, (0,) * len(found)
 
 
 def of_each(t: Tensor, dim: int | None, tasks: int) -> Tensor:

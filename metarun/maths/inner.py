@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from functools import partial
 
 import torch
@@ -12,9 +12,10 @@ from torch import Tensor
 from metarun.maths.gradient import gradient
 from metarun.maths.losses import judge
 from metarun.maths.remat import recomputed
-from metarun.types import MEMORY, Algorithm, Batch, Episode, Metrics, ParallelMap, Params, told
+from metarun.types import MEMORY, Algorithm, Batch, Episode, Metrics, ParallelMap, Params, learned, memory, told
 
 Loss = Callable[[Params, Batch, int], Tensor]  # of the parameters, the support set and the number of the step
+Slope = Callable[[Params, Batch, int], Params]  # of the same: slopes, and next values of `memory.` entries
 Update = Callable[[Params, Params, int], Params]  # φ, its slope, the number of the step -> the entries that move
 
 ADAM = f"{MEMORY}adam."
@@ -43,19 +44,38 @@ def sgd(
     With `remat` an outer derivative keeps the φₖ alone, and computes each step again.
     """
     names = sorted(adapted)
+
+    def slope(params: Params, support: Batch, step: int) -> Params:
+        return gradient(loss, params, names, support, step)
+
+    return descend(slope, params, support, lr, steps, names, first_order, remat)
+
+
+def descend(
+    slope: Slope,
+    params: Params,
+    support: Batch,
+    lr: float | Update,
+    steps: int,
+    moving: Sequence[str],
+    first_order: bool,
+    remat: bool = False,
+) -> Iterator[Params]:
+    """`sgd` down a slope that is a rule of its own. `moving` names the entries that have a slope or, as `memory.` ones,
+    a next value; where the rule returns none, the value stays."""
     update = descent(lr) if isinstance(lr, float | int) else lr
 
     def moved(params: Params, support: Batch, step: int) -> tuple[Tensor, ...]:
         with torch.set_grad_enabled(torch.is_grad_enabled() and not first_order):
-            slope = gradient(loss, params, names, support, step)
-        new = update(params, slope, step)
-        return tuple(new[name] for name in names)
+            found = slope(params, support, step)
+        new = {**params, **update(params, learned(found), step), **memory(found)}
+        return tuple(new[name] for name in moving)
 
     yield params
     for step in range(steps):
         move = partial(moved, step=step)
         fast = recomputed(move, params, support) if remat and not first_order else move(params, support)
-        params = {**params, **dict(zip(names, fast, strict=True))}
+        params = {**params, **dict(zip(moving, fast, strict=True))}
         yield params
 
 
@@ -111,3 +131,20 @@ def query_grad(
         return value, {**metrics, **told(fast)}
 
     return parallel.mean_grad(loss, params, episode)
+
+
+def displacement(
+    algo: Algorithm, params: Params, episode: Episode, parallel: ParallelMap, steps: int
+) -> tuple[Params, Metrics]:
+    """θ − the mean over tasks of what `adapt` arrives at within so many steps, a slope without any derivative; with
+    the mean of the tasks' moments, where θ has some; and metrics of the queries, by which nothing is trained."""
+
+    def arrive(params: Params, task: Episode) -> tuple[Params, Metrics]:
+        fast = last(algo.adapt(params, task.support, steps))
+        _, metrics = judge(algo.net.heads, algo.predict(fast, task.query.x), task.query.y)
+        return {name: fast[name] for name in params if name in moved or name.startswith(ADAM)}, metrics
+
+    moved = learned(params)
+    with torch.no_grad():
+        mean, metrics = parallel.mean(arrive, params, episode)
+        return {name: moved[name] - p if name in moved else p for name, p in mean.items()}, metrics
