@@ -25,11 +25,10 @@ import torch
 from torch import Tensor
 
 from metarun.maths import new_head
-from metarun.maths.balanced import Objectives, balanced, kept
+from metarun.maths.balanced import Objectives, balanced, kept, of_heads
 from metarun.maths.gradient import leaves_of
-from metarun.maths.losses import by_head
 from metarun.maths.net import Net
-from metarun.types import PROTOCOL, Balance, Batch, Metrics, Outputs, ParallelMap, Params, Rate, Score, UserError
+from metarun.types import PROTOCOL, Balance, Batch, Metrics, Outputs, ParallelMap, Params, Rate, UserError
 
 
 @dataclass(frozen=True)
@@ -71,16 +70,7 @@ class MultiTask:
         return new_head.predict(self.used, fast, x)
 
     def meta_grad(self, params: Params, batch: Batch, parallel: ParallelMap) -> tuple[Params, Metrics]:
-        net = self.used
-
-        def features(params: Params, task: Batch) -> Tensor:
-            return net.features(params, task.x)
-
-        def score(params: Params, seen: Tensor, task: Batch) -> Score:
-            return by_head(net.heads, net.output(params, seen), task.y)
-
-        alone = all(head.alone for head in net.heads.values())
-        objectives = Objectives([*net.heads], features, score, net.shared(params), alone)
+        objectives = of_heads(self.used, params)
         if self.single_task:
             return _each_alone(objectives, params, batch, parallel)
         return balanced(self.balance, objectives, params, batch, parallel)

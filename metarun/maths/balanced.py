@@ -8,8 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from metarun.maths.gradient import leaves_of, pulled_back
-from metarun.types import Balance, Heads, Metrics, ParallelMap, Params, Score, UserError
+from metarun.maths.gradient import gradient_and_rest, leaves_of, pulled_back
+from metarun.maths.losses import by_head
+from metarun.maths.net import Net
+from metarun.types import Balance, Batch, Heads, Metrics, ParallelMap, Params, Score, UserError
 
 
 class Objectives(NamedTuple):
@@ -24,6 +26,19 @@ class Objectives(NamedTuple):
     def whole(self, params: Params, task: Any) -> Score:
         """Both parts."""
         return self.score(params, self.features(params, task), task)
+
+
+def of_heads(net: Net, params: Params) -> Objectives:
+    """A network's heads on what its trunk gives; a task is a batch."""
+
+    def features(params: Params, task: Batch) -> Tensor:
+        return net.features(params, task.x)
+
+    def score(params: Params, seen: Tensor, task: Batch) -> Score:
+        return by_head(net.heads, net.output(params, seen), task.y)
+
+    alone = all(head.alone for head in net.heads.values())
+    return Objectives([*net.heads], features, score, net.shared(params), alone)
 
 
 def balanced(
@@ -41,8 +56,58 @@ def balanced(
     losses, rows, metrics, slopes = parallel.slopes(objectives.whole, params, sample)
     plain = _plain(losses, rows)
     rest = {n: torch.tensordot(plain.to(s.dtype), s, 1) for n, s in slopes.items() if n not in objectives.shared}
-    weighed, metrics = _mixed(balance, objectives, params, (losses, rows, metrics), slopes)
-    return {**rest, **weighed}, metrics
+    mixed, entries, metrics = _mixed(balance, objectives, params, (losses, rows, metrics), slopes)
+    return {**rest, **mixed, **entries}, metrics
+
+
+def weighed(
+    balance: Balance, objectives: Objectives, params: Params, task: Any, adapted: Collection[str]
+) -> tuple[Params, Params]:
+    """The slope of one task's heads that `balanced` takes of all tasks', by the entries named in `adapted`; and next
+    values and slopes of the balance's own entries, which are in `params`. It may be beneath vmap, where no task knows
+    of another's weights.
+
+    It can be differentiated again, and then the weights are constants: they are computed from losses and slopes as
+    numbers, so that a derivative by θ sees that the slopes depend on it, and not that the weights do.
+    """
+    if balance.needs == "losses":
+        return _weighed_losses(balance, objectives, params, task, adapted)
+    shared = {name: params[name] for name in objectives.shared}
+    own = {name: params[name] for name in adapted if name not in shared}
+
+    pulling: Callable[..., Any] = torch.func.vjp
+
+    def judged(own: Params, copies: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        losses, rows = _stacked(objectives.score({**params, **own}, copies, task))
+        return (_plain(losses, rows) * losses).sum(), (losses.detach(), rows)
+
+    seen, back = pulling(lambda shared: objectives.features({**params, **shared}, task), shared)  # [B, D]
+    copies = seen[:, None].expand(-1, len(objectives.names), -1)
+    mean, by_own, (losses, rows) = pulling(judged, own, copies, has_aux=True)
+    of_own, of_copies = by_own(torch.ones_like(mean))
+    of_features = of_copies.movedim(1, 0) * (rows > 0).sum()  # [H, B, D]
+    if balance.needs == "features":
+        flat = of_features.detach().flatten(1)
+        weights, entries, _ = _asked(balance, objectives, params, (losses, rows, {}), flat @ flat.T)
+        return {**of_own, **back(torch.tensordot(weights, of_features, 1))[0]}, entries
+    each = [back(slope)[0] for slope in of_features]
+    slopes = {name: torch.stack([of_head[name] for of_head in each]) for name in shared}
+    of_shared, entries, _ = _mixed(balance, objectives, params, (losses, rows, {}), slopes)
+    return {**of_own, **of_shared}, entries
+
+
+def _weighed_losses(
+    balance: Balance, objectives: Objectives, params: Params, task: Any, adapted: Collection[str]
+) -> tuple[Params, Params]:
+    """One way back, with weights that are found on the way there."""
+
+    def total(params: Params, task: Any) -> tuple[Tensor, Params]:
+        losses, rows = _stacked(objectives.whole(params, task))
+        with torch.no_grad():
+            weights, entries = balance(_known(losses.detach(), rows), None, params)
+        return (_used(weights, rows) * losses).sum(), entries
+
+    return gradient_and_rest(total, params, adapted, task)
 
 
 def kept(balance: Balance, heads: Heads, shared: int) -> Params:
@@ -90,21 +155,21 @@ def _by_shared_rows(
         back = torch.autograd.grad(seen, list(shared.values()), torch.tensordot(weights, of_features, 1))
         return {**parallel.total({**found, **dict(zip(shared, back, strict=True))}), **entries}, metrics
     found, slopes = parallel.total((found, pulled_back(seen, shared, of_features)))
-    weighed, metrics = _mixed(balance, objectives, params, judged, slopes)
-    return {**found, **weighed}, metrics
+    mixed, entries, metrics = _mixed(balance, objectives, params, judged, slopes)
+    return {**found, **mixed, **entries}, metrics
 
 
 def _mixed(
     balance: Balance, objectives: Objectives, params: Params, judged: tuple[Tensor, Tensor, Metrics], slopes: Params
-) -> tuple[Params, Metrics]:
-    """The heads' slopes by the shared entries, by name [H, ...], as one; and metrics."""
+) -> tuple[Params, Params, Metrics]:
+    """The heads' slopes by the shared entries, by name [H, ...], as one; the balance's entries; and metrics."""
     flat = torch.cat([slopes[name].flatten(1) for name in objectives.shared], 1)  # [H, P]
-    gram = flat @ flat.T
-    weights, entries, metrics = _asked(balance, objectives, params, judged, gram, flat)
+    shown = flat.detach()
+    weights, entries, metrics = _asked(balance, objectives, params, judged, shown @ shown.T, shown)
     mixed = weights @ flat if weights.ndim == 1 else (weights * flat).sum(0)
     parts = mixed.split([params[name].numel() for name in objectives.shared])
     found = {name: part.view_as(params[name]) for name, part in zip(objectives.shared, parts, strict=True)}
-    return {**found, **entries}, metrics
+    return found, entries, metrics
 
 
 def _asked(
@@ -128,6 +193,11 @@ def _weights(objectives: Objectives, weights: Tensor) -> Metrics:
     """Each head's weight, or the mean of its weights."""
     each = (weights if weights.ndim == 1 else weights.mean(1)).unbind()
     return {f"{name}/weight": weight for name, weight in zip(objectives.names, each, strict=True)}
+
+
+def _stacked(score: Score) -> tuple[Tensor, Tensor]:
+    """Losses [H] and numbers of rows [H]."""
+    return torch.stack([*score.losses.values()]), torch.stack([*score.rows.values()])
 
 
 def _plain(losses: Tensor, rows: Tensor) -> Tensor:
