@@ -74,7 +74,6 @@ def weighed(
         return _weighed_losses(balance, objectives, params, task, adapted)
     shared = {name: params[name] for name in objectives.shared}
     own = {name: params[name] for name in adapted if name not in shared}
-
     pulling: Callable[..., Any] = torch.func.vjp
 
     def judged(own: Params, copies: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:

@@ -24,6 +24,7 @@ from metarun.check.gradient import meta_gradient
 from metarun.check.smooth import Smooth
 from metarun.cli import CONF
 from metarun.construct import construct
+from metarun.engine.compile import Compiled
 from metarun.engine.mapping import Parallel
 from metarun.maths.balanced import balanced, of_heads, weighed
 from metarun.maths.inner import last
@@ -179,6 +180,18 @@ def test_vmap_equals_the_loop_with_weights_in_every_loop(balance: str, close: Ca
     assert close(found, looped, 1e-9) and close(metrics, scores, 1e-9)
     assert all(p.isfinite().all() for p in found.values())
     assert found.keys() >= learned(params).keys() and not any(name.startswith(INNER) for name in found)
+
+
+def test_traced_with_weights_of_slopes_in_the_inner_loop_it_computes_the_same_from_other_numbers(
+    close: Callable[..., bool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch, "compile", lambda program, dynamic: program)
+    algo, params = learner(PCGrad(), weighs="inner")
+    algo = replace(algo, inner_steps=1)
+    program = Compiled(algo)
+    for episode in (tasks(), Episode(*(Batch(1.5 * batch.x, batch.y) for batch in tasks()))):
+        assert close(program.meta_grad(params, episode, VMAP)[0], algo.meta_grad(params, episode, VMAP)[0], 1e-12)
+    assert len(program.programs) == 1
 
 
 def test_the_inner_balance_goes_on_from_step_to_step_and_starts_anew_in_each_task() -> None:
