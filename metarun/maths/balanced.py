@@ -13,6 +13,8 @@ from metarun.maths.losses import by_head
 from metarun.maths.net import Net
 from metarun.types import Balance, Batch, Heads, Metrics, ParallelMap, Params, Score, UserError
 
+PULLING: Callable[..., Any] = torch.func.vjp  # whose own type does not know of has_aux
+
 
 class Objectives(NamedTuple):
     """Several heads' losses, computed in two parts: what all heads share, and what each makes of it."""
@@ -70,29 +72,8 @@ def weighed(
     It can be differentiated again, and then the weights are constants: they are computed from losses and slopes as
     numbers, so that a derivative by θ sees that the slopes depend on it, and not that the weights do.
     """
-    if balance.needs == "losses":
-        return _weighed_losses(balance, objectives, params, task, adapted)
-    shared = {name: params[name] for name in objectives.shared}
-    own = {name: params[name] for name in adapted if name not in shared}
-    pulling: Callable[..., Any] = torch.func.vjp
-
-    def judged(own: Params, copies: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        losses, rows = _stacked(objectives.score({**params, **own}, copies, task))
-        return (_plain(losses, rows) * losses).sum(), (losses.detach(), rows)
-
-    seen, back = pulling(lambda shared: objectives.features({**params, **shared}, task), shared)  # [B, D]
-    copies = seen[:, None].expand(-1, len(objectives.names), -1)
-    mean, by_own, (losses, rows) = pulling(judged, own, copies, has_aux=True)
-    of_own, of_copies = by_own(torch.ones_like(mean))
-    of_features = of_copies.movedim(1, 0) * (rows > 0).sum()  # [H, B, D]
-    if balance.needs == "features":
-        flat = of_features.detach().flatten(1)
-        weights, entries, _ = _asked(balance, objectives, params, (losses, rows, {}), flat @ flat.T)
-        return {**of_own, **back(torch.tensordot(weights, of_features, 1))[0]}, entries
-    each = [back(slope)[0] for slope in of_features]
-    slopes = {name: torch.stack([of_head[name] for of_head in each]) for name in shared}
-    of_shared, entries, _ = _mixed(balance, objectives, params, (losses, rows, {}), slopes)
-    return {**of_own, **of_shared}, entries
+    ways = {"losses": _weighed_losses, "features": _weighed_features}
+    return ways.get(balance.needs, _weighed_slopes)(balance, objectives, params, task, adapted)
 
 
 def _weighed_losses(
@@ -107,6 +88,45 @@ def _weighed_losses(
         return (_used(weights, rows) * losses).sum(), entries
 
     return gradient_and_rest(total, params, adapted, task)
+
+
+def _weighed_slopes(
+    balance: Balance, objectives: Objectives, params: Params, task: Any, adapted: Collection[str]
+) -> tuple[Params, Params]:
+    """A way back for each head."""
+
+    def judged(moving: Params) -> tuple[Tensor, Tensor]:
+        return _stacked(objectives.whole({**params, **moving}, task))
+
+    losses, back, rows = PULLING(judged, {name: params[name] for name in adapted}, has_aux=True)
+    each = [back(one)[0] for one in torch.eye(len(losses), dtype=losses.dtype, device=losses.device)]
+    slopes = {name: torch.stack([of_head[name] for of_head in each]) for name in adapted}
+    plain = _plain(losses, rows)
+    own = {name: torch.tensordot(plain, s, 1) for name, s in slopes.items() if name not in objectives.shared}
+    mixed, entries, _ = _mixed(balance, objectives, params, (losses.detach(), rows, {}), slopes)
+    return {**own, **mixed}, entries
+
+
+def _weighed_features(
+    balance: Balance, objectives: Objectives, params: Params, task: Any, adapted: Collection[str]
+) -> tuple[Params, Params]:
+    """Each head reads features of its own, so that one way back tells the slopes by the features of all; and another
+    one takes their weighted sum to the shared entries."""
+    shared = {name: params[name] for name in objectives.shared}
+    own = {name: params[name] for name in adapted if name not in shared}
+
+    def judged(own: Params, copies: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        losses, rows = _stacked(objectives.score({**params, **own}, copies, task))
+        return (_plain(losses, rows) * losses).sum(), (losses.detach(), rows)
+
+    seen, back = PULLING(lambda shared: objectives.features({**params, **shared}, task), shared)  # [B, D]
+    copies = seen[:, None].expand(-1, len(objectives.names), -1)
+    mean, to_own, (losses, rows) = PULLING(judged, own, copies, has_aux=True)
+    of_own, of_copies = to_own(torch.ones_like(mean))
+    of_features = of_copies.movedim(1, 0) * (rows > 0).sum()  # [H, B, D]
+    flat = of_features.detach().flatten(1)
+    weights, entries, _ = _asked(balance, objectives, params, (losses, rows, {}), flat @ flat.T)
+    return {**of_own, **back(torch.tensordot(weights, of_features, 1))[0]}, entries
 
 
 def kept(balance: Balance, heads: Heads, shared: int) -> Params:
