@@ -11,6 +11,7 @@ from torch import Tensor
 from metarun.data import glyphs as module
 from metarun.data.draw.source import ImageData
 from metarun.data.glyphs import Glyphs, generate
+from metarun.data.images.characters import Shape
 from metarun.data.images.collection import Collection
 from metarun.data.images.strokes import POINTS, arcs, ink
 
@@ -141,7 +142,7 @@ def test_whole_alphabets_are_dealt_to_the_splits(small: Callable[..., Glyphs]) -
 
 def test_default_shares_are_omniglots(configured: Callable[..., Any]) -> None:
     glyphs = configured("glyphs")
-    sizes = [len(part) for part in glyphs._split().values()]
+    sizes = [len(part) for part in Shape(glyphs.alphabets, glyphs.characters, glyphs.drawings).split().values()]
     assert [round(size / sum(sizes), 2) for size in sizes] == [0.68, 0.06, 0.26]
 
 
