@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from metarun.data.draw.split import ClassSplit, pixels
 from metarun.data.images.mapped import Mapped
 from metarun.types import Batch, Draw, Episode, Head, Heads
+
+CLASS = "class"
 
 
 @dataclass(frozen=True)
@@ -33,7 +36,8 @@ class EpisodeSampler:
 
     Tasks of fewer ways or shots than the most are filled up with rows of their own, once more and without their class,
     so that the statistics of a task's images are of no other task. Unlabelled rows come last in a support set.
-    With `groups`, the ways of a task come from one of them, drawn uniformly for each task.
+    With `groups`, the ways of a task come from one of them, drawn uniformly for each task. A task asks for its classes,
+    as the head "class", and for whatever else is known of the images.
     """
 
     images: Tensor | Mapped  # uint8 [M, C, H, W]
@@ -41,10 +45,14 @@ class EpisodeSampler:
     sizes: Sizes
     fingerprint: str
     groups: Tensor | None = None  # bool [G, classes]: the members of each, as many as the most ways or more
+    values: Mapping[str, Tensor] = field(default_factory=dict)  # float [M]: by name, of each image
+    asked: Sequence[str] = (CLASS,)  # the heads: the class, or names of values
 
     @property
     def heads(self) -> Heads:
-        return {"class": Head("class", self.sizes.ways[1], self.sizes.gaps, fresh=True)}
+        gaps = self.sizes.gaps
+        way, value = Head("class", self.sizes.ways[1], gaps, fresh=True), Head("value", 1, gaps)
+        return {name: way if name == CLASS else value for name in self.asked}
 
     @property
     def from_disk(self) -> bool:
@@ -84,8 +92,15 @@ class EpisodeSampler:
         image = image.gather(1, shot[..., None].expand_as(image)).gather(2, way[:, None].expand_as(image))
         classes = draw["class"].gather(1, way)[:, None].expand_as(image)
         turns = draw["turn"].gather(1, way)[:, None].expand_as(image) if "turn" in draw else self.split.turns[classes]
-        x = pixels(self.images, self.split.rows[classes, image], turns)
-        y = torch.where(known, torch.arange(x.shape[2], device=x.device), -100).expand(x.shape[:3])
-        split = x.shape[1] - self.sizes.queries
-        parts = ((x[:, :split], y[:, :split]), (x[:, split:], y[:, split:]))
-        return Episode(*(Batch(x.flatten(1, 2), {"class": y.flatten(1, 2)}) for x, y in parts))
+        rows = self.split.rows[classes, image]  # [T, K+U+Q, N]
+        x = pixels(self.images, rows, turns).flatten(1, 2)
+        y = {name: self._targets(name, rows, known).flatten(1, 2) for name in self.asked}
+        split = x.shape[1] - self.sizes.queries * rows.shape[2]
+        parts = (slice(split), slice(split, None))
+        return Episode(*(Batch(x[:, part], {name: target[:, part] for name, target in y.items()}) for part in parts))
+
+    def _targets(self, name: str, rows: Tensor, known: Tensor) -> Tensor:
+        """Of the images at `rows` [T, K+U+Q, N], where they are known: ways alike, or values with 1 behind."""
+        if name == CLASS:
+            return torch.where(known, torch.arange(rows.shape[2], device=rows.device), -100).expand(rows.shape)
+        return torch.where(known, self.values[name][rows], torch.nan)[..., None]

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from metarun.data.draw.episodes import EpisodeSampler, Sizes
+from metarun.data.draw.episodes import CLASS, EpisodeSampler, Sizes
 from metarun.data.draw.offers import not_offered
 from metarun.data.draw.rows import Rows, RowSampler
 from metarun.data.draw.split import ClassSplit, Turning, stored
+from metarun.data.draw.table import metric_of
 from metarun.data.draw.tasks import TaskSampler
 from metarun.data.images.collection import Collection
 from metarun.data.images.mapped import Mapped, Resident, placed
 from metarun.errors import UserError
-from metarun.types import Span, ends
+from metarun.types import Head, Span, ends
 
 Within = Literal["group"] | None  # what the ways of an episode have in common
 
@@ -33,9 +34,17 @@ class ImageData:
     within: Within = None
     unlabelled: int = 0  # of each way of a task, beside its shots
     remedy: str = "Lower one of them"  # where a class has too few images
+    values: Mapping[str, Tensor] = field(default_factory=dict)  # float [M]: what else is known of each image, by name
+    asked: tuple[str, ...] = (CLASS,)  # the heads: the class, or names of values
 
-    metric: ClassVar[str] = "accuracy"
-    offers: ClassVar[tuple[str, ...]] = ("episodes", "group", "rows")
+    @property
+    def metric(self) -> str:
+        return metric_of({name: Head("class" if name == CLASS else "value", 1) for name in self.asked})
+
+    @property
+    def offers(self) -> tuple[str, ...]:
+        """A group has its classes alone."""
+        return ("episodes", "rows") if self.values else ("episodes", "group", "rows")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -55,7 +64,8 @@ class ImageData:
 
     def to(self, device: torch.device, resident: Resident) -> ImageData:
         moved = {name: split.to(device) for name, split in self.splits.items()}
-        return replace(self, images=placed(self.images, device, resident), splits=moved)
+        values = {name: value.to(device) for name, value in self.values.items()}
+        return replace(self, images=placed(self.images, device, resident), splits=moved, values=values)
 
     def episodes(self, split: str, ways: Span, shots: Span, queries: int, section: str = "data") -> EpisodeSampler:
         """Tasks of one split; `section` is the part of the config where a number that cannot be is mended."""
@@ -76,7 +86,8 @@ class ImageData:
         self._check_images(chosen, ends(shots)[1], queries, section)
         groups = None if self.within is None else self._groups(split, most, section)
         sizes = Sizes(ends(ways), ends(shots), queries, self.unlabelled)
-        return EpisodeSampler(self.images, chosen, sizes, self._fingerprint(chosen, groups), groups)
+        fingerprint = self._fingerprint(chosen, groups)
+        return EpisodeSampler(self.images, chosen, sizes, fingerprint, groups, self.values, self.asked)
 
     def _check_images(self, split: ClassSplit, shots: int, queries: int, section: str) -> None:
         fewest, needed = int(split.counts.min()), shots + self.unlabelled + queries
@@ -106,7 +117,10 @@ class ImageData:
     def _fingerprint(self, split: ClassSplit, groups: Tensor | None = None) -> str:
         """Of the content and of what a draw's indices mean: another split seed is another set of episodes."""
         content = hashlib.sha256(self.fingerprint.encode())
-        for part in (split.rows, split.counts, split.turns, *(() if groups is None else (groups,))):
+        if self.values:
+            content.update(" ".join(self.asked).encode())
+        parts = [split.rows, split.counts, split.turns, *([] if groups is None else [groups]), *self.values.values()]
+        for part in parts:
             content.update(part.cpu().contiguous().numpy().data)
         return f"sha256:{content.hexdigest()}"
 
@@ -122,11 +136,20 @@ class ImageData:
                 f"data.rotations=episode turns the classes of an episode, and algo.trains_on={by} draws none. "
                 "Take true or false."
             )
-        if by == "group":
+        if by == "group" and by in self.offers:
             return TaskSampler.of_groups(self.images, split, shots, self.fingerprint)
         if by == "rows":
-            return RowSampler(self.images, Rows.of_classes(split), shots, self._fingerprint(split))
+            return RowSampler(self.images, self._rows(split), shots, self._fingerprint(split))
         raise not_offered(by, self.name, self.offers)
+
+    def _rows(self, split: ClassSplit) -> Rows:
+        """Those of a split, with what is asked of them: its class among all, or values."""
+        rows = Rows.of_classes(split)
+        if not self.values:
+            return rows
+        heads = {CLASS: rows.heads["all"], **dict.fromkeys(self.values, Head("value", 1))}
+        targets = {CLASS: rows.targets["all"], **{name: v[rows.image, None] for name, v in self.values.items()}}
+        return replace(rows, heads={n: heads[n] for n in self.asked}, targets={n: targets[n] for n in self.asked})
 
 
 def classes_by_name(listed: Sequence[tuple[str, str]], names: Sequence[str], source: object) -> dict[str, list[int]]:
