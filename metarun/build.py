@@ -209,10 +209,16 @@ def drawn_by(job: Job, data: Data) -> str:
 
 def _sampler(job: Job, data: Data) -> Sampler:
     """Draws what the algorithm trains on."""
-    by, train = drawn_by(job, data), job.train
+    by, train, owner = drawn_by(job, data), job.train, job.owner("train")
+    nothing = next((section for section in ("train", "test") if job.config[section]["shots"] == 0), "")
+    if nothing and (by == "episodes" or nothing == "train"):
+        raise UserError(
+            f"{job.owner(nothing)}.shots=0: algo={job.choices['algo']} learns from the shots of a task. Give some, as "
+            f"{job.owner(nothing)}.shots=5."
+        )
     if by == "episodes":
-        return data.episodes("train", train.ways, train.shots, train.queries, job.owner("train"))
-    return data.tasks(by, one_size(f"{job.owner('train')}.shots", train.shots, f"tasks drawn by {by}"))
+        return data.episodes("train", train.ways, train.shots, train.queries, owner)
+    return data.tasks(by, one_size(f"{owner}.shots", train.shots, f"tasks drawn by {by}"))
 
 
 def _exam(job: Job, data: Data, split: str, tasks: int, seed: int, marks: list[int]) -> Exam:

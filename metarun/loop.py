@@ -205,7 +205,8 @@ class Loop:
         bad = (~steps["loss"][:, 0].isfinite()).nonzero()
         if len(bad):
             raise self._diverged("the loss", state.step - len(table) + int(bad[0]) + 1)
-        values = {f"train/{n}": found.mean().item() for n, found in steps.items() if first[n].ndim == 0}
+        values = {f"train/{n}": found.nanmean().item() for n, found in steps.items() if first[n].ndim == 0}
+        values = {name: value for name, value in values.items() if not math.isnan(value)}  # no step had that
         for name in (n for n in steps if first[n].ndim == 2):
             values |= self._of_pairs(state.step, f"train/{name}", steps[name].nanmean(0).view_as(first[name]))
         self.tracker.log(

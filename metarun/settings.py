@@ -43,7 +43,7 @@ class Train:
     steps: Count
     tasks: Count
     ways: Span
-    shots: Span
+    shots: SpanOrNone
     queries: Size
     max_time: str | float | None
     clip_value: Positive | None

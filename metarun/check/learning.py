@@ -60,7 +60,8 @@ def one_task(loop: Loop, state: State, sample: Any, small: bool = False, seconds
         since = time.perf_counter()
         loop.step(state, samples, window)
         found = {name: float(m) for name, m in window.metrics.pop().items()}
-        first = first or found
+        first = first or {name: m for name, m in found.items() if not math.isnan(m)}
+        found = {name: m for name, m in found.items() if name in first}  # no row has a target of the other kind
         in_a_row = in_a_row + 1 if _known(first, found) else 0
         if in_a_row == SURE:
             break

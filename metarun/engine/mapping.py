@@ -68,19 +68,22 @@ class Parallel:
     def mean_grad(
         self, loss: Callable[[Params, Any], tuple[Tensor, Metrics]], params: Params, tasks: Any
     ) -> tuple[Params, Metrics]:
-        """∇ of the mean over tasks of loss(params, task), and the mean of what loss returns beside it."""
+        """∇ of the mean over tasks of loss(params, task), and the mean of what loss returns beside it, over the tasks
+        that have it: it is NaN in others, but for the loss, which no task is without."""
         count = len(tree_leaves(tasks)[0])
         sums: tuple[Params, Metrics] | None = None
         for piece in self._pieces(tasks):
 
             def share(leaves: Params, piece: Any = piece) -> tuple[Tensor, Metrics]:
                 losses, metrics = self.stack(loss, leaves, piece)
-                return losses.sum() / count, {name: m.sum(0) / count for name, m in metrics.items()}
+                found = {name: _known(m, name == "loss") / count for name, m in metrics.items()}
+                return losses.sum() / count, found
 
             part = grad(share, params)
             sums = part if sums is None else tree_map(torch.add, sums, part)
         assert sums is not None
-        return self.team.mean(sums, _rows(tasks))
+        slope, metrics = self.team.mean(sums, _rows(tasks))
+        return slope, {name: total / tasks for name, (total, tasks) in metrics.items()}
 
     def losses(
         self, score: Callable[[Params, Any], Score], params: Params, tasks: Any
@@ -123,6 +126,12 @@ class Parallel:
             {name: {k: m / each[name][1].clamp(min=1) for k, m in own.items()} for name, own in metrics.items()},
         )
         return losses, rows, mean(whole)[1]
+
+
+def _known(values: Tensor, all_are: bool) -> Tensor:
+    """Over tasks, the sum of the values that are known, and how many those are: [2, ...]."""
+    known = torch.ones_like(values) if all_are else (~values.isnan()).to(values.dtype)
+    return torch.stack([torch.where(known > 0, values, 0).sum(0), known.sum(0)])
 
 
 def _task(tasks: Any, i: int) -> Any:

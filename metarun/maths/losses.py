@@ -33,14 +33,19 @@ def by_head(heads: Heads, outputs: Outputs, y: Targets) -> Score:
 
 
 def mean(score: Score) -> tuple[Tensor, Metrics]:
-    """Of a score by head: the loss, and metrics by name. A head that no row has a target for counts for nothing."""
+    """Of a score by head: the loss, and metrics by name. A head that no row has a target for counts for nothing, and a
+    metric of such heads alone is NaN."""
 
     def over(values: dict[str, Tensor]) -> Tensor:
         return _mean(list(values.values()), [score.rows[name] for name in values])
 
     total = over(score.losses)
     kinds = dict.fromkeys(kind for found in score.metrics.values() for kind in found)
-    means = {kind: over({n: found[kind] for n, found in score.metrics.items() if kind in found}) for kind in kinds}
+    means = {}
+    for kind in kinds:
+        values = {n: found[kind] for n, found in score.metrics.items() if kind in found}
+        known = torch.stack([score.rows[name] for name in values]).sum()
+        means[kind] = torch.where(known > 0, over(values), torch.nan)
     return total, {"loss": total.detach(), **means}
 
 

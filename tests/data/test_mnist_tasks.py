@@ -121,17 +121,28 @@ def test_a_fixed_part_of_the_training_images_validates(small: Load) -> None:
 
 def test_training_is_on_rows_that_all_heads_share(small: Load) -> None:
     data = small()
-    assert (data.offers, data.metric) == (("rows",), "digit/accuracy")
+    assert (data.offers, data.metric) == (("episodes", "rows"), "digit/accuracy")
     drawn = data.tasks("rows", 64)
     batch = drawn.gather(drawn.draw(2, seeded()))
     assert batch.x.shape == (1, 128, 1, 28, 28)
     white = (batch.x > 0).flatten(2).sum(2)
     assert batch.y["digit"].equal(white % 10) and batch.y["parity"].equal(white % 2)
     assert not set(white.flatten().tolist()) & set(data.splits["val"].image.tolist())  # image m has m white pixels
-    with pytest.raises(UserError, match=r"^algo\.trains_on=group: data=mnist_tasks offers rows\. Take another"):
+    offers = r"data=mnist_tasks offers episodes and rows\. Take another"
+    with pytest.raises(UserError, match=rf"^algo\.trains_on=group: {offers}"):
         data.tasks("group", 64)
-    with pytest.raises(UserError, match=r"^algo\.trains_on=episodes: data=mnist_tasks offers rows\. Take another"):
-        data.episodes("train", 1, 1, 1)
+
+
+def test_training_is_on_tasks_too_which_have_something_to_learn_from(small: Load) -> None:
+    data = small()
+    drawn = data.episodes("train", 1, 3, 4)
+    episode = drawn.gather(drawn.draw(9, seeded()))
+    white = (torch.cat([part.x for part in episode], 1) > 0).flatten(2).sum(2)  # image m has m white pixels
+    assert white.shape == (9, 7) and all(len(set(task)) == 7 for task in white.tolist())
+    assert set(white.flatten().tolist()) <= set(data.splits["train"].image.tolist())
+    assert torch.cat([part.y["digit"] for part in episode], 1).equal(white % 10)
+    with pytest.raises(UserError, match=r"^data\.shots=0 must be at least 1\. Raise it\."):
+        data.episodes("train", 1, 0, 1)
 
 
 def test_the_meta_test_sees_every_image_once(small: Load) -> None:

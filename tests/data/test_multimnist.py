@@ -74,7 +74,7 @@ def test_each_image_of_a_split_is_once_the_left_and_once_the_right_digit_of_that
 def test_its_two_heads_are_classes_and_their_mean_accuracy_chooses_the_model(small: Load) -> None:
     data = small()
     assert data.splits["val"].heads == {"left": Head("class", 10), "right": Head("class", 10)}
-    assert (data.shape, data.metric, data.offers) == ((1, 28, 28), "accuracy", ("rows",))
+    assert (data.shape, data.metric, data.offers) == ((1, 28, 28), "accuracy", ("episodes", "rows"))
     assert {name: len(rows.image) for name, rows in data.splits.items()} == {"train": 50, "val": 10, "test": 20}
     assert "mnist, the authors'" in data.protocol["split"]
 

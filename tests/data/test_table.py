@@ -74,7 +74,7 @@ def test_words_are_classes_and_numbers_values_with_mean_0_and_variance_1_in_trai
     assert float(price.mean()) == pytest.approx(0, abs=1e-6)
     assert float(price.square().mean()) == pytest.approx(1, abs=1e-6)
     assert everything(data, "price")[:, 0].diff().std() < 1e-6  # price goes up evenly
-    assert (data.metric, data.offers) == ("kind/accuracy", ("rows",))
+    assert (data.metric, data.offers) == ("kind/accuracy", ("episodes", "rows"))
 
 
 def test_the_scale_of_a_value_is_told_so_that_predictions_have_a_unit(load: Load, tmp_path: Path) -> None:
@@ -210,7 +210,7 @@ def test_each_file_is_a_task_with_rows_and_heads_of_its_own(load: Load, tmp_path
     heads = data.splits["train"].heads
     assert list(heads) == ["kind", "houses/price", "cars/price", "rusty"]
     assert all(head.gaps and not head.alone for head in heads.values())
-    assert data.offers == ("group", "rows") and data.splits["train"].parts == (30, 24)
+    assert data.offers == ("episodes", "group", "rows") and data.splits["train"].parts == (30, 24)
     batch = data.tasks("group", 16)
     drawn = batch.gather(batch.draw(8, torch.Generator().manual_seed(0)))
     assert drawn.x.shape == (2, 16, 2)

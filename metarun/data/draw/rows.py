@@ -12,6 +12,8 @@ from metarun.data.draw.tasks import some
 from metarun.data.images.mapped import Mapped
 from metarun.types import Batch, Draw, Episode, Head, Heads, Targets
 
+MANY = 1000  # rows: of so many, twice as many draws as are needed hold enough different ones
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -106,6 +108,9 @@ class RowEpisodeSampler:
     The rows are dealt out like cards: a task holds none twice, and before any is dealt a second time all have been,
     but for a remainder too small for a task. Without shots none is dealt a second time: the same prediction of it would
     tell nothing new, so there are no more tasks than rows give. A task holds rows of one part, where there are several.
+
+    To shuffle all rows in every step of training would take long. With `sizes` each task draws its rows by itself, of
+    which again it holds none twice, and the parts take turns.
     """
 
     images: Tensor | Mapped  # uint8 [M, C, H, W], or vectors [M, D]
@@ -113,6 +118,7 @@ class RowEpisodeSampler:
     shots: int
     queries: int
     fingerprint: str
+    sizes: Tensor | None = None  # int64 [parts]: their rows, for training; on the device, as those of fixed tasks are
 
     @property
     def heads(self) -> Heads:
@@ -124,6 +130,8 @@ class RowEpisodeSampler:
 
     def draw(self, count: int, generator: torch.Generator) -> Draw:
         """Rows [T, K+Q]: of each part as many tasks, or one more."""
+        if self.sizes is not None:
+            return {"row": self._drawn(self.sizes.to(generator.device), count, generator)}
         parts = self.rows.parts or (len(self.rows.image),)
         share, more = divmod(count, len(parts))
         dealt, start = [], 0
@@ -140,9 +148,34 @@ class RowEpisodeSampler:
         lots = torch.rand(packs, rows, generator=generator, device=generator.device)
         return lots.argsort(1)[:, : tasks * each].reshape(-1, each)[:count]
 
+    def _drawn(self, sizes: Tensor, count: int, generator: torch.Generator) -> Tensor:
+        """As many tasks; the part that is first is drawn."""
+        device, parts = sizes.device, self.rows.parts or (len(self.rows.image),)
+        first = torch.randint(len(parts), (), generator=generator, device=device)
+        part = (first + torch.arange(count, device=device)) % len(parts)
+        start = (sizes.cumsum(0) - sizes)[part, None]
+        return start + different(sizes[part], min(parts), max(parts), self.shots + self.queries, generator)
+
     def gather(self, draw: Draw) -> Episode:
         batch = self.rows.batch(self.images, draw["row"].to(self.images.device))
         support, query = slice(self.shots), slice(self.shots, None)
         return Episode(
             *(Batch(batch.x[:, part], {name: y[:, part] for name, y in batch.y.items()}) for part in (support, query))
         )
+
+
+def different(sizes: Tensor, least: int, most: int, count: int, generator: torch.Generator) -> Tensor:
+    """So many different numbers below each of the sizes [T], which lie from `least` to `most`; every choice of them, in
+    every order, is as likely: int64 [T, count].
+
+    Below large sizes they are the first different ones of twice as many numbers, drawn uniformly: once in 10⁸ draws
+    those are too few, and a number is there twice. Below smaller ones they are those with the largest lots.
+    """
+    device = generator.device
+    if least < max(MANY, 32 * count):
+        lots = torch.rand(len(sizes), most, generator=generator, device=device)
+        return lots.masked_fill(torch.arange(most, device=device) >= sizes[:, None], -1).topk(count).indices
+    drawn = (torch.rand(len(sizes), 2 * count, generator=generator, device=device) * sizes[:, None]).long()
+    ordered, place = drawn.sort(stable=True)
+    again = torch.zeros_like(drawn).scatter(1, place[:, 1:], (ordered.diff() == 0).long())
+    return drawn.gather(1, again.argsort(stable=True)[:, :count])

@@ -21,8 +21,8 @@ from metarun.types import Heads, Span, Targets
 
 @dataclass(frozen=True)
 class TableData:
-    """The rows of each split; training is on batches of rows, or on fixed tasks where the rows are in parts; validation
-    and test are on tasks dealt from them."""
+    """The rows of each split. Training is on batches of rows, on tasks drawn from them, or, where rows are in parts, on
+    fixed tasks; validation and test are on tasks dealt from them."""
 
     name: str
     images: Tensor | Mapped  # uint8 [M, C, H, W], or vectors [M, D]
@@ -56,7 +56,7 @@ class TableData:
 
     @property
     def offers(self) -> tuple[str, ...]:
-        return ("group", "rows") if self.splits["train"].parts else ("rows",)
+        return ("episodes", "group", "rows") if self.splits["train"].parts else ("episodes", "rows")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -75,16 +75,16 @@ class TableData:
 
     def episodes(self, split: str, ways: Span, shots: Span, queries: int, section: str = "data") -> RowEpisodeSampler:
         shots = one_size(f"{section}.shots", shots, f"tasks of {self.name}")
-        if split == "train":
-            raise not_offered("episodes", self.name, self.offers)
         if ways != 1:
             raise UserError(f"{section}.ways={ways}: {self.name} has no classes to draw. Leave it at 1.")
-        for key, value, least in (("shots", shots, 0), ("queries", queries, 1)):
+        train = split == "train"  # where a task without shots could teach nothing
+        for key, value, least in (("shots", shots, int(train)), ("queries", queries, 1)):
             if value < least:
                 raise UserError(f"{section}.{key}={value} must be at least {least}. Raise it.")
         rows = self.splits[split]
         self._check_rows(split, min(rows.parts or (len(rows.image),)), shots, queries, section)
-        return RowEpisodeSampler(self.images, rows, shots, queries, self._fingerprint(rows))
+        sizes = self._sizes(rows) if train else None
+        return RowEpisodeSampler(self.images, rows, shots, queries, self._fingerprint(rows), sizes)
 
     def _check_rows(self, split: str, there: int, shots: int, queries: int, section: str) -> None:
         """Refuses tasks that so many rows do not give; without shots two of them, else an interval has no meaning."""
@@ -97,13 +97,16 @@ class TableData:
             )
 
     def tasks(self, by: str, shots: int) -> RowSampler | PartSampler:
-        if by not in self.offers:
+        if by not in self.offers or by == "episodes":
             raise not_offered(by, self.name, self.offers)
         rows = self.splits["train"]
         if by == "rows":
             return RowSampler(self.images, rows, shots, self._fingerprint(rows))
-        sizes = torch.tensor(rows.parts, device=rows.image.device)
-        return PartSampler(self.images, rows, sizes, shots, self._fingerprint(rows))
+        return PartSampler(self.images, rows, self._sizes(rows), shots, self._fingerprint(rows))
+
+    def _sizes(self, rows: Rows) -> Tensor:
+        """How many rows each part has [parts]."""
+        return torch.tensor(rows.parts or [len(rows.image)], device=rows.image.device)
 
     def _fingerprint(self, rows: Rows) -> str:
         """Of the content and of what a draw's indices mean."""

@@ -119,6 +119,27 @@ def test_without_shots_no_row_is_dealt_twice() -> None:
     assert row.shape == (4, 5) and len(row.unique()) == 20
 
 
+@pytest.mark.parametrize(("parts", "count"), [((40,), 40), ((1500,), 9), ((40, 20, 70), 9), ((5000, 1500, 2000), 30)])
+def test_training_draws_different_rows_of_one_part_for_each_task_and_every_row_as_often(
+    parts: tuple[int, ...], count: int
+) -> None:
+    """Of few rows and of many; and in every place of a task."""
+    sampler = RowEpisodeSampler(torch.zeros(sum(parts), 2), in_parts(*parts)[1], 3, count - 3, "", torch.tensor(parts))
+    generator, tasks = seeded(), 3000
+    row = sampler.draw(tasks, generator)["row"]
+    assert row.shape == (tasks, count) and all(len(set(task)) == count for task in row.tolist())
+    ends = torch.tensor(parts).cumsum(0)
+    owner = torch.bucketize(row, ends, right=True)
+    assert owner.eq(owner[:, :1]).all() and torch.bincount(owner[:, 0]).tolist() == [tasks // len(parts)] * len(parts)
+    for part, (size, end) in enumerate(zip(parts, ends.tolist(), strict=True)):
+        place = (row[owner[:, 0] == part, :3] - (end - size)).flatten()
+        tenths = torch.bincount(place * 10 // size, minlength=10).double()
+        expected = torch.bincount(torch.arange(size) * 10 // size).double() * len(place) / size
+        assert float(((tenths - expected) ** 2 / expected).sum()) < 9 + 5 * 18**0.5
+    one = [int(sampler.draw(1, generator)["row"][0, 0]) for _ in range(12 * len(parts))]
+    assert len(torch.bucketize(torch.tensor(one), ends, right=True).unique()) == len(parts)
+
+
 def in_parts(*parts: int) -> tuple[Tensor, Rows]:
     images, rows = table(sum(parts))
     return images, replace(rows, parts=parts)
