@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_map
 
 from metarun.maths.inner import last
 from metarun.maths.net import Net
-from metarun.maths.new_head import LAYER, blank, fit, predict, seen
+from metarun.maths.new_head import LAYER, blank, fit, kept, predict, seen
 from metarun.types import Batch, Episode, Head, Params
 
 LR = 0.7
@@ -131,3 +131,59 @@ def test_heads_that_were_trained_are_kept_and_read_the_features_they_were_traine
     (start,) = fit(net, params, support, LR, 0, "head")
     assert start["head.weight"] is params["head.weight"]
     assert predict(net, start, support.x)["class"].equal(net(params, support.x)["class"])
+
+
+@pytest.fixture
+def partly(conv_net: Callable[..., Net]) -> tuple[Net, Params, Batch]:
+    """Trained on nine classes and two values; the task has three classes dealt anew, and the values turned round."""
+    trained = {"class": Head("class", 9), "slant": Head("value", 1), "pen": Head("value", 2)}
+    task = {"pen": Head("value", 2, gaps=True), "class": Head("class", 3, fresh=True), "slant": Head("value", 1)}
+    other = Net.build(conv_net().make_trunk, trained, "batch")
+    params = {name: p.double() for name, p in other.init(torch.Generator().manual_seed(0)).items()}
+    net = other.testing(task)
+    net.module.double()
+    generator = torch.Generator().manual_seed(1)
+    x, pen, slant = (
+        torch.randn(6, *shape, generator=generator, dtype=torch.float64) for shape in ((1, 8, 8), (2,), (1,))
+    )
+    return net, params, Batch(x, {"pen": pen, "class": torch.arange(6) % 3, "slant": slant})
+
+
+@pytest.mark.parametrize("moving", ["head", "all"])
+def test_of_heads_that_were_partly_trained_those_begin_as_they_were_and_the_others_at_zero(
+    moving: Any, partly: tuple[Net, Params, Batch]
+) -> None:
+    """Also for rows that the fit did not see."""
+    net, params, support = partly
+    assert kept(net) == {"slant", "pen"}
+    x = torch.cat([support.x, 3 * support.x.flip(0)])
+    found = predict(net, next(fit(net, params, support, LR, 1, moving)), x)
+    outputs = net.features(params, x) @ params["head.weight"].T + params["head.bias"]
+    assert torch.allclose(found["slant"], outputs[:, 9:10]) and torch.allclose(found["pen"], outputs[:, 10:])
+    assert not found["class"].any()
+
+
+def test_one_step_size_suits_heads_that_are_kept_and_new_ones_whatever_the_trunks_scale(
+    partly: tuple[Net, Params, Batch],
+) -> None:
+    """A step of the classes is that of a new layer alone. Values have a Hessian 2/B Σ ffᵀ of trace 2 by what they read,
+    so that at a third of a rate of 1 each head's loss goes down however long the features are."""
+    net, params, support = partly
+    norms = {n: p * 30 for n, p in params.items() if "norm" in n}
+    for scaled_up in (params, {**params, **norms}):
+        path = list(fit(net, scaled_up, support, 1.0, 20, "head"))
+        unit = F.normalize(net.features(scaled_up, support.x))
+        error = 1 / 3 - F.one_hot(support.y["class"], 3).double()
+        assert torch.allclose(path[1]["head.weight"][2:5], -error.T @ unit / 6 / 3, atol=1e-12)
+        for name in ("slant", "pen"):
+            outputs = [predict(net, fast, support.x)[name] for fast in path]
+            errors = [float((output - support.y[name]).square().mean()) for output in outputs]
+            assert errors == sorted(errors, reverse=True) and errors[-1] < errors[0]
+
+
+def test_without_a_head_of_the_task_in_training_all_are_new(conv_net: Callable[..., Net]) -> None:
+    """Another size, another kind, or classes that are dealt anew are another head."""
+    trained = {"a": Head("class", 3), "b": Head("value", 1), "c": Head("class", 5)}
+    net = Net.build(conv_net().make_trunk, trained, "batch")
+    assert not kept(net.testing({"a": Head("class", 3, fresh=True), "b": Head("value", 2), "c": Head("value", 5)}))
+    assert kept(net.testing({"a": Head("class", 3), "d": Head("value", 1)})) == {"a"}
