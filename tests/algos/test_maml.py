@@ -11,10 +11,46 @@ from metarun.algos.maml import MAML
 from metarun.engine.mapping import Parallel
 from metarun.maths.inner import last
 from metarun.maths.net import Net
-from metarun.types import Batch, Episode, Params
+from metarun.types import Batch, Episode, Head, Params
 
 ALPHA = 0.1
 VMAP = Parallel("vmap", 2)
+
+
+def test_a_head_that_a_task_has_no_row_of_has_no_part_in_it(conv_net: Callable[..., Net]) -> None:
+    """Episodes of two files beneath vmap: each is worth what it is worth with the heads of its file alone."""
+    table = {"kind": Head("class", 3, gaps=True, alone=True), "price": Head("value", 1, gaps=True, alone=True)}
+    net = Net.build(conv_net().make_trunk, table, "batch")
+    net.module.double()
+    generator = torch.Generator().manual_seed(0)
+
+    def rows(each: int) -> Batch:
+        x = torch.rand(2, each, 1, 8, 8, generator=generator, dtype=torch.float64)
+        price = torch.rand(2, each, 1, generator=generator, dtype=torch.float64)
+        kind = torch.randint(3, (2, each), generator=generator)
+        return Batch(
+            x,
+            {
+                "kind": kind.index_fill(0, torch.tensor([1]), -100),
+                "price": price.index_fill(0, torch.tensor([0]), torch.nan),
+            },
+        )
+
+    episode, params = Episode(rows(4), rows(3)), start(net)
+    slope, metrics = solver(net).meta_grad(params, episode, VMAP)
+    alone = []
+    for task, (name, head) in enumerate(table.items()):
+        own = Net.build(net.make_trunk, {name: head}, "batch")
+        own.module.double()
+        part = slice(0, 3) if name == "kind" else slice(3, 4)
+        theta = {n: p[part] if n.startswith("head.") else p for n, p in params.items()}
+        of_task = Episode(*(Batch(batch.x[task, None], {name: batch.y[name][task, None]}) for batch in episode))
+        alone.append(solver(own).meta_grad(theta, of_task, VMAP))
+    (of_kind, kind), (of_price, price) = alone
+    for n, p in slope.items():
+        both = torch.cat([of_kind[n], of_price[n]]) if n.startswith("head.") else of_kind[n] + of_price[n]
+        assert torch.allclose(p, both / 2, atol=1e-12) and p.any()
+    assert metrics["accuracy"].equal(kind["accuracy"]) and torch.allclose(metrics["mse"], price["mse"])
 
 
 def flat(params: Params) -> Tensor:

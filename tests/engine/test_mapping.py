@@ -34,6 +34,22 @@ def test_stack_mean_and_mean_grad_are_what_their_names_say(parallel: Parallel) -
     assert torch.allclose(metrics["value"], values.mean())
 
 
+@pytest.mark.parametrize("parallel", MAPPINGS, ids=str)
+def test_a_metric_is_a_mean_over_the_tasks_that_have_it_and_a_loss_over_all(parallel: Parallel) -> None:
+    tasks = {"a": torch.arange(6.0), "none": torch.tensor([True, False, True, True, False, True])}
+
+    def loss(params: Params, task: dict[str, Tensor]) -> tuple[Tensor, dict[str, Tensor]]:
+        value = task["a"] * params["w"]
+        found = torch.where(task["none"], torch.nan, task["a"])
+        return value, {"loss": value.detach(), "some": found, "never": torch.nan * task["a"]}
+
+    _, metrics = parallel.mean_grad(loss, {"w": torch.tensor(2.0)}, tasks)
+    assert float(metrics["loss"]) == pytest.approx(5) and float(metrics["some"]) == pytest.approx(2.5)
+    assert metrics["never"].isnan()
+    _, metrics = parallel.mean_grad(loss, {"w": torch.tensor(torch.nan)}, tasks)
+    assert metrics["loss"].isnan()
+
+
 def test_a_batch_is_cut_into_chunks_that_cover_it(episode: Callable[..., Any]) -> None:
     seen: list[int] = []
 
