@@ -5,9 +5,9 @@ drawn around what is usual in its alphabet: the slant shears the whole of it (mo
 as italics do), the pen is a width in pixels. The character has no part in either.
 
 Both values are told as a reader of that alphabet would tell them: (value − μ) / σ, how far from what is usual there, in
-units of what is usual there. So they are about as large in every alphabet, and a drawing alone does not tell them: 0.5
-may be upright for one alphabet and slanted for the next. No network can know μ and σ of an alphabet it never saw; it
-has to find them from the drawings that it is given to learn from.
+units of the spread there. So they are about as large in every alphabet, and a drawing alone does not tell them: what is
+upright in one alphabet leans in the next. No network can know μ and σ of an alphabet it never saw; it has to find them
+from the drawings that it is given to learn from.
 """
 
 from __future__ import annotations
