@@ -268,6 +268,15 @@ class FirstOrder(Protocol):
         ...
 
 
+@runtime_checkable
+class Penalised(Protocol):
+    """What a network is, too, that asks for more than a small loss."""
+
+    def penalty(self, params: Params) -> Tensor:
+        """Takes its own entries, by its own names; returns one number. It depends on no data."""
+        ...
+
+
 class Algorithm(MetaGradient, Protocol):
     """Written for one task, pure, on a dict of tensors; the mapping over tasks is the business of `parallel`.
 

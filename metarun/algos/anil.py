@@ -37,7 +37,7 @@ class ANIL:
         return self.net.init(generator)
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
-        features = self.net.features(params, support.x)  # the support set's statistics are its batch's own
+        features = self.net.seen(params, support.x)  # the support set's statistics are its batch's own
         start, seen = self.net.given(params, support), Batch(features, support.y)
 
         def of_features(fast: Params, seen: Batch, _: int) -> Tensor:

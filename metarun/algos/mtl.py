@@ -40,6 +40,11 @@ class MultiTask:
     single_task: Annotated[bool, PROTOCOL]
 
     def __post_init__(self) -> None:
+        if self.single_task and self.net.by_head:
+            raise UserError(
+                "algo.single_task=true: every head has a trunk of its own, and sharing= is about how heads share. "
+                "Leave one of them out."
+            )
         if self.single_task and self.balance.needs != "losses":
             raise UserError(
                 "algo.single_task=true: heads share nothing, so a balance of gradients has nothing to weigh. "
@@ -56,7 +61,7 @@ class MultiTask:
         if self.single_task:
             return params
         shared = sum(params[name].numel() for name in self.net.shared(params))
-        return {**params, **kept(self.balance, self.net.trained, shared)}
+        return {**params, **kept(self.balance, self.net.trained, shared, self.net.by_head)}
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
         if self.single_task and not self.net.fits:

@@ -25,11 +25,16 @@ class MLP(nn.Module):
         self.layers = nn.Sequential(*(_layer(a, b, norm) for a, b in pairwise(widths)))
         self.features = widths[-1]
 
+    @property
+    def stages(self) -> nn.Sequential:
+        """The layers, one after the other."""
+        return self.layers
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.layers(x.flatten(1))
+        return self.layers(x).flatten(1)
 
 
 def _layer(inputs: int, outputs: int, norm: str) -> nn.Sequential:
     bias = norm != "batch"  # which takes it away again: what is left of it is rounding noise, and Adam amplifies that
-    parts = {"linear": nn.Linear(inputs, outputs, bias=bias), "norm": norm_layer(norm, outputs), "relu": nn.ReLU()}
-    return nn.Sequential(OrderedDict(parts))
+    parts = OrderedDict[str, nn.Module](flat=nn.Flatten(), linear=nn.Linear(inputs, outputs, bias=bias))
+    return nn.Sequential(parts | {"norm": norm_layer(norm, outputs), "relu": nn.ReLU()})

@@ -20,9 +20,9 @@ class Objectives(NamedTuple):
     """Several heads' losses, computed in two parts: what all heads share, and what each makes of it."""
 
     names: Sequence[str]  # of the heads, in the order of a score
-    features: Callable[[Params, Any], Tensor]  # (θ, task): what the heads read
+    features: Callable[[Params, Any], Tensor]  # (θ, task): what the heads read, [B, D], or each its own, [B, H, D]
     score: Callable[[Params, Tensor, Any], Score]  # (θ, features, task); features of each head by itself are [B, H, D]
-    shared: Collection[str]  # the entries of θ that the features depend on
+    shared: Collection[str]  # the entries of θ that several heads' features depend on
     alone: bool  # every task has inputs of its own and one head
 
     def whole(self, params: Params, task: Any) -> Score:
@@ -34,7 +34,7 @@ def of_heads(net: Net, params: Params) -> Objectives:
     """A network's heads on what its trunk gives; a task is a batch."""
 
     def features(params: Params, task: Batch) -> Tensor:
-        return net.features(params, task.x)
+        return net.seen(params, task.x)
 
     def score(params: Params, seen: Tensor, task: Batch) -> Score:
         return by_head(net.heads, net.output(params, seen), task.y)
@@ -129,8 +129,21 @@ def _weighed_features(
     return {**of_own, **back(torch.tensordot(weights, of_features, 1))[0]}, entries
 
 
-def kept(balance: Balance, heads: Heads, shared: int) -> Params:
-    """What a balance keeps for these heads, which have so many numbers in common; one that does not fit is refused."""
+def kept(balance: Balance, heads: Heads, shared: int, by_head: bool = False) -> Params:
+    """What a balance keeps for these heads, which have so many numbers in common; one that does not fit is refused.
+
+    `by_head`: each head has features of its own.
+    """
+    if balance.needs == "features" and by_head:
+        raise UserError(
+            f"balance: {type(balance).__name__} weighs heads by features that they share, and sharing= gives each head "
+            "features of its own. Take another, as balance=mgda, or leave sharing= out."
+        )
+    if balance.needs != "losses" and not shared:
+        raise UserError(
+            f"balance: {type(balance).__name__} weighs gradients of what heads share, and these share no entry. "
+            "Take a balance of losses, as balance=equal, or another sharing=."
+        )
     if balance.needs == "features" and all(head.alone for head in heads.values()):
         raise UserError(
             f"balance: {type(balance).__name__} weighs heads by features that they share, and these tasks have inputs "
@@ -155,18 +168,26 @@ def _by_shared_rows(
     balance: Balance, objectives: Objectives, params: Params, sample: Any, parallel: ParallelMap
 ) -> tuple[Params, Metrics]:
     """Each head reads features of its own, so that one way back tells the slopes by the features of all. From there to
-    the shared entries they go by themselves, or, where the features are what is weighed, as their weighted sum."""
+    the shared entries they go by themselves, or, where the features are what is weighed, as their weighted sum. To an
+    entry of the trunk that one head alone uses all of them go at once: the others' are zero there."""
     leaves = leaves_of(params)
     shared = {name: leaves[name] for name in objectives.shared}
     own = {name: p for name, p in leaves.items() if name not in shared}
-    seen = parallel.stack(objectives.features, {**params, **leaves}, sample)  # [T, B, D]
-    cut = seen.detach()[:, :, None].repeat(1, 1, len(objectives.names), 1).requires_grad_()
+    seen = parallel.stack(objectives.features, {**params, **leaves}, sample)  # [T, B, D] or [T, B, H, D]
+    by_head, heads = seen.ndim == 4, len(objectives.names)
+    copies = seen.detach() if by_head else seen.detach()[:, :, None].repeat(1, 1, heads, 1)
+    cut = copies.requires_grad_()  # [T, B, H, D]
     losses, rows, metrics = parallel.losses(
         lambda params, pair: objectives.score(params, *pair), {**params, **own}, (cut, sample)
     )
     mean = (_plain(losses, rows) * losses).sum()
     of_copies, *slopes = torch.autograd.grad(mean, [cut, *own.values()], materialize_grads=True)
     of_features = of_copies.movedim(2, 0) * (rows > 0).sum()  # [H, T, B, D]
+    if by_head:
+        of_trunk = torch.autograd.grad(seen, [*own.values()], of_copies, retain_graph=True, materialize_grads=True)
+        slopes = [one + other for one, other in zip(slopes, of_trunk, strict=True)]
+        each = torch.eye(heads, dtype=seen.dtype, device=seen.device)[:, None, None, :, None]
+        of_features = each * of_features[:, :, :, None]  # [H, T, B, H, D]
     found, judged = dict(zip(own, slopes, strict=True)), (losses.detach(), rows, metrics)
     if balance.needs == "features":
         flat = of_features.flatten(1)

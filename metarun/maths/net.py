@@ -17,7 +17,7 @@ from torch.func import functional_call
 
 from metarun.maths.losses import loss
 from metarun.maths.norm import NORMS, BatchNorm
-from metarun.types import MEMORY, Batch, Heads, Outputs, Params, UserError, learned
+from metarun.types import MEMORY, Batch, Heads, Outputs, Params, Penalised, UserError, learned
 
 TRUNK, HEAD = "trunk.", "head."
 OWN = "trunk.own."  # parts of a trunk that one head alone uses: `trunk.own.2.` is of the third
@@ -61,6 +61,7 @@ class Net:
     norm_stats "batch": batch norm uses the statistics of the rows it predicts (transductive).
     norm_stats "support": those of the support set, which φ carries (inductive); see `given`.
     half: the trunk computes in bfloat16; parameters, their gradients, the output layer and the loss stay as they are.
+    by_head: the trunk is a sharing architecture, which gives each of the trained heads features of its own.
     apart: every head has a trunk of its own, and nothing is shared; see `separate`.
     """
 
@@ -70,15 +71,18 @@ class Net:
     norm_stats: str
     half: bool
     module: Network
+    by_head: bool = False
     apart: bool = False
 
     @staticmethod
-    def build(make_trunk: Callable[[], nn.Module], heads: Heads, norm_stats: str, half: bool = False) -> Net:
+    def build(
+        make_trunk: Callable[[], nn.Module], heads: Heads, norm_stats: str, half: bool = False, by_head: bool = False
+    ) -> Net:
         with torch.random.fork_rng(devices=[]):
             trunk = make_trunk()
             _refuse_unfit(trunk)
             module = Network(trunk, width(heads))
-        return Net(make_trunk, heads, heads, norm_stats, half, module)
+        return Net(make_trunk, heads, heads, norm_stats, half, module, by_head)
 
     def init(self, generator: torch.Generator, head: bool = True) -> Params:
         """Parameters as the generator draws them, with or without the output layer; frozen ones as memory."""
@@ -106,6 +110,11 @@ class Net:
 
     def testing(self, heads: Heads) -> Net:
         """The same network for tasks with these heads: without dropout, in full precision."""
+        if self.by_head and _sizes(heads) != _sizes(self.trained):
+            raise UserError(
+                f"sharing= gives each of the {len(self.trained)} trained heads features of its own, and the tasks to "
+                f"test have {_words(heads)}. Leave it out, or take data whose test has the trained heads."
+            )
         return replace(self, heads=heads, module=deepcopy(self.module).eval(), half=False)
 
     def to(self, device: torch.device) -> Net:
@@ -115,7 +124,8 @@ class Net:
 
     @property
     def width(self) -> int:
-        """D: how many features the trunk gives."""
+        """D: how many features the trunk gives, for all heads alike."""
+        self._refuse_features_of_each_head()
         return int(self.module.trunk.features)  # type: ignore[arg-type]
 
     def classes(self) -> tuple[str, int]:
@@ -168,9 +178,32 @@ class Net:
             functional_call(self.module.trunk, _trunk_of(params), (x,))
         return {TRUNK + name: t for name, t in seen.items()}
 
-    def features(self, params: Params, x: Tensor) -> Tensor:
-        """What the output layer sees: [B, D], or of each head apart [B, H, D]."""
+    def seen(self, params: Params, x: Tensor) -> Tensor:
+        """What the output layer sees: [B, D], or of each head by itself [B, H, D]."""
         return self._pass(self.module.trunk, "", params, x)
+
+    def features(self, params: Params, x: Tensor) -> Tensor:
+        """What the output layer sees, for an algorithm that asks for one kind of features: [B, D]."""
+        self._refuse_features_of_each_head()
+        return self.seen(params, x)
+
+    def _refuse_features_of_each_head(self) -> None:
+        if self.by_head:
+            raise UserError(
+                "sharing= gives each head features of its own, and this algorithm asks for those of all heads alike. "
+                "Leave it out, or take an algorithm that reads them by its heads alone, as algo=mtl or algo=maml."
+            )
+
+    @property
+    def penalised(self) -> bool:
+        """Whether the trunk asks for more to be descended than the loss."""
+        return isinstance(self.module.trunk, Penalised)
+
+    def penalty(self, params: Params) -> Tensor:
+        """What a trunk that is penalised asks to be descended beside the loss."""
+        trunk = self.module.trunk
+        assert isinstance(trunk, Penalised)
+        return trunk.penalty(_trunk_of(params))
 
     def maps(self, params: Params, x: Tensor) -> Tensor:
         """Feature maps before they are pooled or flattened: [B, C, H, W], of a trunk that states its `stages`."""
@@ -186,9 +219,13 @@ class Net:
     @property
     def _stages(self) -> tuple[str, nn.Module]:
         """What computes the feature maps, and its name."""
+        self._refuse_features_of_each_head()
         stages = getattr(self.module.trunk, "stages", None)
         if not isinstance(stages, nn.Module):
             raise UserError("this backbone states no stages, so it has no feature maps. Take conv4 or resnet12.")
+        kinds = {type(layer) for layer in stages.modules()}
+        if nn.Linear in kinds and nn.Conv2d not in kinds:
+            raise UserError("this backbone's stages are of vectors, not of feature maps. Take conv4 or resnet12.")
         return next(named for named in self.module.trunk.named_modules() if named[1] is stages)
 
     def _pass(self, module: nn.Module, prefix: str, params: Params, x: Tensor) -> Tensor:
@@ -216,7 +253,7 @@ class Net:
         return {name: F.linear(*part) for name, *part in each}
 
     def __call__(self, params: Params, x: Tensor) -> Outputs:
-        return self.output(params, self.features(params, x))
+        return self.output(params, self.seen(params, x))
 
     def output(self, params: Params, features: Tensor) -> Outputs:
         """Outputs by head of the output layer that θ was trained with; other heads than its own are refused."""

@@ -112,7 +112,7 @@ def predict(net: Net, fast: Params, x: Tensor) -> Outputs:
 
 def seen(net: Net, params: Params, x: Tensor) -> Tensor:
     """The features that the output layer reads."""
-    return scaled(net, params, net.features(params, x))
+    return scaled(net, params, net.seen(params, x))
 
 
 def scaled(net: Net, params: Params, features: Tensor) -> Tensor:
