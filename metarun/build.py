@@ -23,6 +23,7 @@ from metarun.errors import UserError, one_line
 from metarun.evaluate import AT_ONCE, Exam, dice, milestones
 from metarun.interface import check_algorithm, check_params, check_sample, check_trunk, fulfilled, is_own
 from metarun.maths.net import Net
+from metarun.maths.penalty import Penalty
 from metarun.settings import Job
 from metarun.types import Algorithm, Balance, Data, Draw, MetaGradient, Optimizer, Sampler, Source
 
@@ -37,7 +38,7 @@ class Parts:
     data: Data
     test_data: Data
     algo: Callable[[int], Algorithm]  # in force at a step, with the heads that it trains on
-    trained: Callable[[int], MetaGradient]  # the same as it is run: compiled where that is asked for
+    trained: Callable[[int], MetaGradient]  # the same as it is run: with the network's penalty; compiled if asked for
     tested: Callable[[int], Algorithm]  # with the heads that it is tested on
     sampler: Sampler
     val: Exam
@@ -72,7 +73,7 @@ def build(job: Job) -> Parts:
         data=data,
         test_data=other,
         algo=algo,
-        trained=_compiled(algo) if root.compile else algo,
+        trained=_trained(algo, net, root.compile),
         tested=tested,
         sampler=sampler,
         val=val,
@@ -244,10 +245,19 @@ def _refuse_shared(val: Exam, test: Exam, job: Job) -> None:
 def _net(job: Job, data: Data, sampler: Sampler) -> Net:
     """The network. Memory holds it as a module that trains and one that is tested, as θ, a slope and two moments."""
     make_trunk = partial(construct, job.sections["backbone"], "backbone", shape=data.shape)
+    heads, norm_stats, half = sampler.heads, job.root.norm_stats, job.root.precision == "bf16"
     with Room(f"backbone={job.choices['backbone']}", "Make it narrower", copies=6):
-        net = Net.build(make_trunk, sampler.heads, job.root.norm_stats, job.root.precision == "bf16")
+        net = Net.build(make_trunk, heads, norm_stats, half)
     if is_own(net.module.trunk):
         check_trunk(net.module.trunk, data.shape)
+    if "sharing" not in job.sections:
+        return net
+    given = {"make_trunk": make_trunk, "heads": len(heads), "shape": data.shape}
+    make_trunks = partial(construct, job.sections["sharing"], "sharing", **given)
+    with Room(f"sharing={job.choices['sharing']}", "Make the backbone narrower", copies=6):
+        net = Net.build(make_trunks, heads, norm_stats, half, by_head=True)
+    if is_own(net.module.trunk):
+        check_trunk(net.module.trunk, data.shape, len(heads))
     return net
 
 
@@ -300,14 +310,15 @@ def _balance(job: Job) -> dict[str, Any]:
     return {"balance": fulfilled(construct(section, "balance"), Balance, "balance")} if section else {}
 
 
-def _compiled(algo: Callable[[int], Algorithm]) -> Callable[[int], MetaGradient]:
-    """Each phase's algorithm compiled, once."""
-    programs: dict[int, Compiled] = {}
+def _trained(algo: Callable[[int], Algorithm], net: Net, compiled: bool) -> Callable[[int], MetaGradient]:
+    """Each phase's algorithm as it is run, made once."""
+    made: dict[int, MetaGradient] = {}
 
-    def at(step: int) -> Compiled:
+    def at(step: int) -> MetaGradient:
         found = algo(step)
-        if id(found) not in programs:
-            programs[id(found)] = Compiled(found)
-        return programs[id(found)]
+        if id(found) not in made:
+            whole = Penalty(found, net) if net.penalised else found
+            made[id(found)] = Compiled(whole) if compiled else whole
+        return made[id(found)]
 
     return at

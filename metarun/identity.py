@@ -11,7 +11,7 @@ from metarun.errors import UserError, few, one_line
 from metarun.settings import Job
 from metarun.types import Data
 
-KEPT = ("algo", "balance", "data", "backbone", "optim")  # choices that a run keeps for its life
+KEPT = ("algo", "balance", "data", "backbone", "sharing", "optim")  # choices that a run keeps for its life
 SHOWN = 3  # class names in a message
 
 
@@ -50,7 +50,7 @@ def hold_choices(job: Job, saved: Any) -> None:
     """Refuses to go on with a run by another algorithm or network than it was begun with."""
     then = saved["choices"] if saved else job.choices  # an older version did not remember
     for group in KEPT:
-        now, before = job.choices[group], then[group]
+        now, before = job.choices[group], then.get(group, str(None))  # an older version had no such group
         if now != before:
             raise UserError(
                 f"{group}={now}: the run in {job.folder} was begun with {group}={before}. "

@@ -42,14 +42,15 @@ def is_own(made: object) -> bool:
     return type(made).__module__.partition(".")[0] != "metarun"
 
 
-def check_trunk(trunk: nn.Module, shape: tuple[int, ...]) -> None:
-    """Refuses a backbone whose outputs are not as wide as it says."""
-    features = trunk.features
+def check_trunk(trunk: nn.Module, shape: tuple[int, ...], *heads: int) -> None:
+    """Refuses a backbone whose outputs are not as wide as it says; of so many heads, a sharing architecture."""
+    features, prefix = trunk.features, "sharing" if heads else "backbone"
     with torch.no_grad():
         found = trunk(torch.zeros(2, *shape))
-    if not isinstance(found, Tensor) or found.shape != (2, features):
+    if not isinstance(found, Tensor) or found.shape != (2, *heads, features):
         what = f"{type(trunk).__name__} makes {_words(found)} of 2 inputs, and its `features` are {features}"
-        raise _unfit("backbone", what, "Let it return one row of so many features for each input")
+        each = "each head and input" if heads else "each input"
+        raise _unfit(prefix, what, f"Let it return one row of so many features for {each}")
 
 
 def check_algorithm(trained: Algorithm, tested: Algorithm, params: Params, episode: Episode, sample: Any) -> None:

@@ -15,9 +15,15 @@ from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
 
 CHOSEN = ("algo", "data", "backbone", "optim", "schedule")
-GROUPS = (*CHOSEN, "balance", "device")
+GROUPS = (*CHOSEN, "balance", "sharing", "device")
 SECTIONS = (*CHOSEN, "device", "train", "val", "test")
-GIVEN = {"algo": ("net",), "backbone": ("shape",), "optim": ("params",), "schedule": ("step", "steps")}  # by the run
+GIVEN = {  # by the run
+    "algo": ("net",),
+    "backbone": ("shape",),
+    "sharing": ("make_trunk", "heads", "shape"),
+    "optim": ("params",),
+    "schedule": ("step", "steps"),
+}
 Several = Annotated[int, AtLeast(2)]  # tasks: an interval needs two
 UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 

@@ -8,7 +8,7 @@ from metarun.cli import CONF
 from metarun.errors import few
 
 # The groups in the order in which one asks for them; a folder of conf/ that is not named here comes after these.
-FIRST = ("algo", "balance", "data", "backbone", "optim", "schedule", "device", "experiment")
+FIRST = ("algo", "balance", "data", "backbone", "sharing", "optim", "schedule", "device", "experiment")
 UNSEEN = ("pair",)  # nobody chooses these: they follow from the other choices
 
 # What is typed, and what for. Each is held against the config by a test.

@@ -17,6 +17,7 @@ OWN = {  # what each group may name without being asked; of ours, what lies dire
     "balance": ("metarun.balance",),
     "data": ("metarun.data",),
     "backbone": ("metarun.backbones",),
+    "sharing": ("metarun.backbones.sharing",),
     "optim": ("metarun.optim", "torch.optim"),
     "schedule": ("metarun.optim",),
     "test": ("metarun.data",),  # test.keys
@@ -54,8 +55,10 @@ def _is_own(name: str, folders: Iterable[str]) -> bool:
     if not name.startswith(("metarun.", "torch.optim.")):
         return False
     module, last = _origin(name)
-    nested = any(module.startswith(f"{folder}.") for folder in folders)
-    return nested and not last.startswith("_") and (module.count(".") == 2 or module.startswith("torch.optim."))
+    room = module.rpartition(".")[0]
+    return not last.startswith("_") and any(
+        room == folder or (folder == "torch.optim" and module.startswith("torch.optim.")) for folder in folders
+    )
 
 
 def _lies_in(name: str, places: Iterable[str]) -> bool:
