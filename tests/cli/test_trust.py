@@ -20,7 +20,7 @@ from metarun.errors import UserError
     [
         *("os.mkdir", "metarun.run.os.mkdir", "metarun.algos.maml.os.mkdir", "mine.os.mkdir", "mine:os.mkdir"),
         *("metarun.tracking.atomic.replace", "metarun.data.omniglot._download", "torch.optim.adam.torch.load"),
-        *("yaml.safe_load", "metarun.data.images.cache.cached"),
+        *("yaml.safe_load", "metarun.data.images.cache.cached", "metarun.backbones.sharing.mmoe.Gate"),
     ],
 )
 def test_code_that_is_neither_metaruns_nor_found_here_is_refused(
@@ -45,6 +45,7 @@ def test_what_is_ours_or_lies_here_or_was_typed_is_taken(tmp_path: Path, monkeyp
         "data": {"_target_": "metarun.data.omniglot.Omniglot"},
         "schedule": {"_target_": "metarun.optim.schedules.cosine"},
         "backbone": {"_target_": "os.mkdir"},
+        "sharing": {"_target_": "metarun.backbones.sharing.mmoe.MMoE"},
     }
     check_targets(config, parsed(["backbone._target_=os.mkdir"]), [str(tmp_path)])
     with pytest.raises(UserError, match=r"algo\._target_=mine\.Mine.*mine\.py lies"):
