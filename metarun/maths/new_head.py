@@ -47,7 +47,7 @@ def fit(
         yield given
         return
     if moving == "head":  # whose features are computed once: the trunk does not move
-        raw = net.features(given, support.x)
+        raw = net.seen(given, support.x)
         start = _start(net, given, lambda: raw, support.y)
         features = Batch(scaled(net, start, raw), support.y)
 
@@ -60,7 +60,7 @@ def fit(
     def of_images(fast: Params, support: Batch, _: int) -> Tensor:
         return loss(net.heads, predict(net, fast, support.x), support.y)
 
-    start = _start(net, params, lambda: net.features(given, support.x), support.y)
+    start = _start(net, params, lambda: net.seen(given, support.x), support.y)
     for fast in sgd(of_images, start, support, lr, steps, list(learned(params)), first_order=True):
         yield net.given(fast, support)
 
