@@ -15,7 +15,11 @@ from metarun.construct import construct
 from metarun.maths.net import Net
 from metarun.types import Batch, Head, Params
 
-HEADS = {"digit": Head("class", 3, gaps=True), "parity": Head("class", 2), "ink": Head("value", 1)}
+HEADS = {
+    "digit": Head("class", 3, gaps=True),
+    "parity": Head("class", 2, gaps=True),
+    "ink": Head("value", 1, gaps=True),
+}
 BACKBONES: dict[str, tuple[tuple[int, ...], dict[str, Any]]] = {  # shape of an input, and keys that keep it small
     "conv4": ((1, 8, 8), {"channels": [4, 5]}),
     "lenet": ((1, 16, 16), {"channels": [3, 4], "units": 6}),

@@ -37,9 +37,8 @@ def learned(heads: Heads, sharing: str, keys: dict[str, Any]) -> int:
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_architectures_are_compared_at_equal_parameters(experiment: str) -> None:
     """To 3 in 100."""
-    files = {
-        path.stem.removeprefix(f"{experiment}_"): path.name for path in CONF.glob(f"pair/experiment/{experiment}_*")
-    }
+    found = CONF.glob(f"pair/experiment/{experiment}_*.yaml")
+    files = {path.stem.removeprefix(f"{experiment}_"): path.name for path in found}
     assert files.keys() == ARCHITECTURES - {"hard"}
     counts = {"hard": learned(EXPERIMENTS[experiment], "hard", {})}
     for sharing, file in files.items():
@@ -57,7 +56,6 @@ def test_an_experiment_takes_the_widths_of_the_architecture_that_is_chosen() -> 
         chosen, none = (
             compose("config", ["experiment=sharing_multimnist", *more, "name=test"]) for more in (["sharing=soft"], [])
         )
-    assert (
-        chosen.backbone.channels == read("pair", "experiment", "sharing_multimnist_soft.yaml")["backbone"]["channels"]
-    )
+    widths = read("pair", "experiment", "sharing_multimnist_soft.yaml")["backbone"]
+    assert chosen.backbone.channels == widths["channels"] and chosen.backbone.units == widths["units"]
     assert none.backbone.channels == read("backbone", "lenet.yaml")["channels"] and "sharing" not in none
