@@ -15,7 +15,8 @@ from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
 
 CHOSEN = ("algo", "data", "backbone", "optim", "schedule")
-GROUPS = (*CHOSEN, "balance", "sharing", "device")
+OPTIONAL = ("balance", "sharing")  # groups of which nothing need be chosen
+GROUPS = (*CHOSEN, *OPTIONAL, "device")
 SECTIONS = (*CHOSEN, "device", "train", "val", "test")
 GIVEN = {  # by the run
     "algo": ("net",),
@@ -246,7 +247,8 @@ class Job:
 
     def hparams(self) -> dict[str, bool | int | float | str]:
         """What runs are compared by: the choices by name, and every number and switch of the config."""
-        named: dict[str, Any] = {group: self.choices[group] for group in ("algo", "data", "backbone")}
+        groups = ("algo", "data", "backbone", *(group for group in OPTIONAL if group in self.sections))
+        named: dict[str, Any] = {group: self.choices[group] for group in groups}
         named["seed"] = self.config["seed"]
         for section in ("algo", "data", "optim", "train"):
             for key, value in self.config[section].items():

@@ -80,7 +80,7 @@ class Net:
     ) -> Net:
         with torch.random.fork_rng(devices=[]):
             trunk = make_trunk()
-            _refuse_unfit(trunk)
+            _refuse_unfit(trunk, "sharing" if by_head else "backbone")
             module = Network(trunk, width(heads))
         return Net(make_trunk, heads, heads, norm_stats, half, module, by_head)
 
@@ -293,24 +293,24 @@ def _words(heads: Heads) -> str:
     return " and ".join(f"{name} ({head.size})" for name, head in heads.items())[:120]
 
 
-def _refuse_unfit(trunk: object) -> None:
+def _refuse_unfit(trunk: object, group: str) -> None:
     """What is no backbone, one without a width, and one that keeps running statistics."""
     if not isinstance(trunk, nn.Module):
-        raise UserError(f"backbone: a {type(trunk).__name__} is no torch.nn.Module. Name a class that is one.")
+        raise UserError(f"{group}: a {type(trunk).__name__} is no torch.nn.Module. Name a class that is one.")
     try:
         features = operator.index(trunk.features)  # type: ignore[arg-type]
     except (AttributeError, TypeError):
         features = 0
     if features < 1:
         raise UserError(
-            f"backbone: {type(trunk).__name__} does not say how wide its output is. "
+            f"{group}: {type(trunk).__name__} does not say how wide its output is. "
             "Set its `features` to the number of values that it gives for one input."
         )
     for name, module in trunk.named_modules():
         own = isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
         if own or isinstance(module, nn.modules.batchnorm._BatchNorm):
             raise UserError(
-                f"backbone: {name} is a {type(module).__name__}, whose running statistics no task owns. "
+                f"{group}: {name} is a {type(module).__name__}, whose running statistics no task owns. "
                 "Take metarun.maths.norm.BatchNorm in its place."
             )
 

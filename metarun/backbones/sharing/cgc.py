@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from metarun.backbones.sharing.mmoe import Gate
-from metarun.types import Count, Natural
+from metarun.backbones.sharing.mmoe import MOST, Experts, Gate
+from metarun.types import AtLeast
 
 
 class CGC(nn.Module):
@@ -27,8 +28,8 @@ class CGC(nn.Module):
         heads: int,
         shape: tuple[int, ...],
         *,
-        shared: Natural,
-        own: Count,
+        shared: Annotated[int, AtLeast(0, below=MOST + 1)],
+        own: Experts,
     ) -> None:
         super().__init__()
         self.shared = nn.ModuleList(make_trunk() for _ in range(shared))

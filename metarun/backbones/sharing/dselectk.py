@@ -8,6 +8,7 @@ from typing import Annotated
 import torch
 from torch import Tensor, nn
 
+from metarun.backbones.sharing.mmoe import MOST
 from metarun.types import AtLeast, Count, Params, Positive, Rate, UserError
 
 
@@ -29,7 +30,7 @@ class DSelectK(nn.Module):
         heads: int,
         shape: tuple[int, ...],
         *,
-        experts: Annotated[int, AtLeast(2)],
+        experts: Annotated[int, AtLeast(2, below=MOST + 1)],
         chosen: Count,
         gamma: Positive,
         entropy: Rate,

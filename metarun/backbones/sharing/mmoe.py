@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 from torch import Tensor, nn
 
-from metarun.types import Count
+from metarun.types import AtLeast
+
+MOST = 1000  # experts: more would take longer to make than anybody waits
+Experts = Annotated[int, AtLeast(1, below=MOST + 1)]
 
 
 class MMoE(nn.Module):
@@ -21,7 +25,7 @@ class MMoE(nn.Module):
     """
 
     def __init__(
-        self, make_trunk: Callable[[], nn.Module], heads: int, shape: tuple[int, ...], *, experts: Count
+        self, make_trunk: Callable[[], nn.Module], heads: int, shape: tuple[int, ...], *, experts: Experts
     ) -> None:
         super().__init__()
         self.experts = nn.ModuleList(make_trunk() for _ in range(experts))

@@ -9,25 +9,24 @@ import torch
 from torch import Tensor, nn
 
 from metarun.backbones.sharing.cgc import Mixture
-from metarun.backbones.sharing.mmoe import Gate
+from metarun.backbones.sharing.mmoe import Experts, Gate
 from metarun.maths.staged import parts, shapes
-from metarun.types import Count
 
 
 class PLE(nn.Module):
     """x_h ← Σ_e g_h(x_h)_e f_e  over `own` experts f_e(x_h) of the head and `shared` ones f_e(x_all) of all heads
     x_all ← Σ_e g_all(x_all)_e f_e  over the experts of all heads and the shared ones, but for the last level
 
-    An expert of a level is that stage of the backbone, the first and the last with what comes before and behind; what
-    learns something behind the last stage is a level of its own. All x begin as the input. A gate reads what its
-    experts read, of feature maps the mean over positions. Each expert is drawn by itself.
+    An expert of a level is that stage of the backbone; what follows the last stage is a level by itself where it learns
+    something, else it belongs to the last. All x begin as the input. A gate reads the same x as its own experts: on the
+    first level all of the input, later the mean of feature maps over positions. Each expert is drawn by itself.
 
     Tang, Liu, Zhao, Gong: Progressive Layered Extraction (PLE): A Novel Multi-Task Learning Model for Personalized
     Recommendations. RecSys 2020.
     """
 
     def __init__(
-        self, make_trunk: Callable[[], nn.Module], heads: int, shape: tuple[int, ...], *, shared: Count, own: Count
+        self, make_trunk: Callable[[], nn.Module], heads: int, shape: tuple[int, ...], *, shared: Experts, own: Experts
     ) -> None:
         super().__init__()
         trunk = make_trunk()
