@@ -183,7 +183,7 @@ class Net:
         return self._pass(self.module.trunk, "", params, x)
 
     def features(self, params: Params, x: Tensor) -> Tensor:
-        """What the output layer sees, for an algorithm that asks for one kind of features: [B, D]."""
+        """What the output layer sees, for an algorithm that asks for features of all heads alike: [B, D]."""
         self._refuse_features_of_each_head()
         return self.seen(params, x)
 
