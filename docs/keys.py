@@ -14,7 +14,7 @@ from typing import Annotated, Any
 
 import yaml
 
-from metarun.bounds import Above, AtLeast
+from metarun.bounds import Above, AtLeast, AtMost
 from metarun.cli.help import comment
 from metarun.construct import describe, hints_of, shown, target_of
 from metarun.settings import Course
@@ -75,6 +75,8 @@ def _bounds(hint: Any) -> Iterator[str]:
             yield f"{bound.least} or more" + ("" if bound.below == float("inf") else f", less than {bound.below}")
         if isinstance(bound, Above):
             yield f"more than {bound.bound}"
+        if isinstance(bound, AtMost):
+            yield f"{bound.most} or less"
     for inner in typing.get_args(hint):
         yield from _bounds(inner)
 

@@ -38,6 +38,17 @@ class Above:
 
 
 @dataclass(frozen=True)
+class AtMost:
+    """The upper bound of a number, which it may reach."""
+
+    most: float
+
+    def complaint(self, value: float) -> str:
+        """As that of AtLeast."""
+        return "" if value <= self.most else f" is too large. Give {self.most} or less."
+
+
+@dataclass(frozen=True)
 class FileName:
     """What a text has to be to stand in the name of a file or a folder."""
 
@@ -58,7 +69,7 @@ class Rising:
         return "" if rises else " does not rise. Give the fewest and then the most, as [1,5], or one number."
 
 
-BOUNDS = (AtLeast, Above, FileName, Rising)
+BOUNDS = (AtLeast, Above, AtMost, FileName, Rising)
 
 Count = Annotated[int, AtLeast(1)]  # 1, 2, 3, ...
 Natural = Annotated[int, AtLeast(0)]  # 0, 1, 2, ...

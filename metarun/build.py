@@ -11,7 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from metarun.construct import check, construct, prepared, shown, takes
@@ -24,8 +23,10 @@ from metarun.evaluate import AT_ONCE, Exam, dice, milestones
 from metarun.interface import check_algorithm, check_params, check_sample, check_trunk, fulfilled, is_own
 from metarun.maths.net import Net
 from metarun.maths.penalty import Penalty
+from metarun.maths.source import Pretrained
+from metarun.pretrained import pretrained
 from metarun.settings import Job
-from metarun.types import Algorithm, Balance, Data, Draw, MetaGradient, Optimizer, Sampler, Source
+from metarun.types import Algorithm, Balance, Data, Draw, MetaGradient, Optimizer, Sampler, Source, paces
 
 _KEY = re.compile(r"(?<![\w./])data\.(\w+)(?=[=.\s])")
 
@@ -43,8 +44,9 @@ class Parts:
     sampler: Sampler
     val: Exam
     test: Exam
-    optimizer: Callable[[list[Tensor]], Optimizer]
+    optimizer: Callable[[list[Any]], Optimizer]  # of tensors, or of groups of them
     factor: Callable[[int, int], float]  # of the learning rate
+    source: Pretrained | None  # the network of the run that algo.source names
 
 
 def build(job: Job) -> Parts:
@@ -64,7 +66,8 @@ def build(job: Job) -> Parts:
         val = _exam(job, data, "val", job.val.tasks, job.val.seed, [steps])
         _refuse_shared(val, test, job)
     net = _net(job, data, sampler).to(device)
-    algo, tested = by_phase(job, net), by_phase(job, net.testing(test.sampler.heads))
+    source = pretrained(job, data, sampler.heads, device) if job.source else None
+    algo, tested = by_phase(job, net, source), by_phase(job, net.testing(test.sampler.heads), source)
     check_sample(algo(0), sampler.gather(sampler.draw(1, torch.Generator())), drawn_by(job, data))
     _check_algorithm(algo(0), tested(0), sampler, test, device)
     _check_phases(job, algo)
@@ -80,13 +83,14 @@ def build(job: Job) -> Parts:
         test=test,
         optimizer=optimizer,
         factor=factor,
+        source=source,
     )
 
 
 def _factor(job: Job) -> Callable[[int, int], float]:
     """The schedule, tried on the first and the last step."""
     factor = prepared(job.sections["schedule"], "schedule", "step", "steps")
-    for step in (0, job.train.steps - 1):
+    for step in (0, job.train.steps - 1) if job.train.steps else ():
         try:
             found = factor(step, job.train.steps)
         except OverflowError:
@@ -100,7 +104,7 @@ def _factor(job: Job) -> Callable[[int, int], float]:
     return factor
 
 
-def _optimizer(job: Job, device: torch.device) -> Callable[[list[Tensor]], Optimizer]:
+def _optimizer(job: Job, device: torch.device) -> Callable[[list[Any]], Optimizer]:
     """Makes the outer optimiser. It is tried on one number: some options torch refuses only when it steps."""
     made = partial(construct, job.sections["optim"], "optim")
     trial = torch.zeros(1, device=device)
@@ -275,25 +279,31 @@ def _check_algorithm(trained: Algorithm, tested: Algorithm, sampler: Sampler, ex
 
 
 def _check_phases(job: Job, algo: Callable[[int], Algorithm]) -> None:
-    """Refuses a phase that would go on with other weights than those there are."""
+    """Refuses a phase that would go on with other weights, or other paces of them, than those there are."""
 
-    def weights(step: int) -> list[tuple[str, torch.Size]]:
-        return sorted((name, p.shape) for name, p in algo(step).init(torch.Generator().manual_seed(0)).items())
+    def weights(step: int) -> tuple[list[tuple[str, torch.Size]], dict[str, float]]:
+        fresh = algo(step).init(torch.Generator().manual_seed(0))
+        return sorted((name, p.shape) for name, p in fresh.items()), paces(algo(step), fresh)
 
     for step, keys in job.phases.items():
         if weights(step) != weights(0):
             words = ", ".join(f"{key}: {shown(value)}" for key, value in keys.items())
             raise UserError(
-                f"algo.phases={{{step}: {{{words}}}}} asks for other weights than training begins with. Set it in algo."
+                f"algo.phases={{{step}: {{{words}}}}} asks for other weights, or rates of them, than training begins "
+                "with. Set it in algo."
             )
 
 
-def by_phase(job: Job, net: Net, balance: Balance | None = None) -> Callable[[int], Algorithm]:
+def by_phase(
+    job: Job, net: Net, source: Pretrained | None, balance: Balance | None = None
+) -> Callable[[int], Algorithm]:
     """The algorithm in force at a step: from each step that `algo.phases` names on, with other keys.
 
     A `balance` is taken in place of the job's own, where it has one.
     """
     section, given = job.sections["algo"], {"net": net, **_balance(job)}
+    if takes(section, "algo", "source"):
+        given["source"] = source
     if "balance" in given and balance is not None:
         given["balance"] = balance
     starts, algos = [0], [fulfilled(construct(section, "algo", **given), Algorithm, "algo")]

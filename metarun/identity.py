@@ -9,7 +9,7 @@ from typing import Any
 from metarun.build import Parts
 from metarun.errors import UserError, few, one_line
 from metarun.settings import Job
-from metarun.types import Data
+from metarun.types import Data, Heads
 
 KEPT = ("algo", "balance", "data", "backbone", "sharing", "optim")  # choices that a run keeps for its life
 SHOWN = 3  # class names in a message
@@ -17,15 +17,19 @@ SHOWN = 3  # class names in a message
 
 def identity(job: Job, parts: Parts) -> dict[str, Any]:
     """All that a checkpoint needs to be understood without the folder that it lies in."""
-    heads = parts.tested(0).net.heads
     return {
         "config": {**job.config, "resume": None},  # the same in every session
         "choices": job.choices,
         "data": _contents(parts.data),
         "test_data": _contents(parts.test_data),
         "shape": list(parts.data.shape),
-        "heads": {name: [head.kind, head.size] for name, head in heads.items()},
+        "heads": _sizes(parts.tested(0).net.heads),
+        "trained": _sizes(parts.sampler.heads),
     }
+
+
+def _sizes(heads: Heads) -> dict[str, Any]:
+    return {name: [head.kind, head.size] for name, head in heads.items()}
 
 
 def _contents(data: Data) -> dict[str, Any]:

@@ -22,7 +22,7 @@ from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
 from metarun.state import State
 from metarun.tracking import checkpoint
-from metarun.types import LOTS, STEP, MetaGradient, Metrics, Params, Sampler, learned, memory
+from metarun.types import LOTS, PACE, STEP, MetaGradient, Metrics, Params, Sampler, learned, memory
 
 
 class Stopped(KeyboardInterrupt):
@@ -167,7 +167,7 @@ class Loop:
             return metrics["loss"]
 
         for group in state.optimizer.param_groups:
-            group["lr"] = self.plan.lr * self.factor(state.step, self.plan.steps)
+            group["lr"] = self.plan.lr * self.factor(state.step, self.plan.steps) * group.get(PACE, 1.0)
         state.optimizer.step(closure)
         values, metrics = found[0]  # at θ; an optimiser that looks elsewhere, too, does so for its own purposes
         for name, p in memory(state.params).items():
@@ -188,7 +188,7 @@ class Loop:
     def _set_slope(self, params: Params, slope: Params) -> None:
         own = learned(params)
         for name, p in own.items():
-            p.grad = slope[name]
+            p.grad = slope.get(name)  # without one, an optimiser leaves it alone
         if self.plan.clip_value is not None:
             torch.nn.utils.clip_grad_value_([*own.values()], self.plan.clip_value)
         if self.plan.clip_norm is not None:

@@ -125,7 +125,7 @@ def progress(job: Job, parts: Parts, state: State) -> dict[str, Any]:
             "train_s": round(state.seconds, 3),
             "tasks_per_s": round(state.tasks_per_s, 3),
             "peak_memory_mb": round(peak_memory_mb(parts.device), 1),
-            "parallel": str(state.parallel),
+            "parallel": state.parallel and str(state.parallel),
             "compile": job.root.compile,
             "precision": job.root.precision,
             "ranks": job.team.size,
@@ -167,10 +167,20 @@ def header(job: Job, parts: Parts, record: dict[str, Any]) -> dict[str, str]:
         "algorithm": record["algo"],
         **data,
         "backbone": f"{record['backbone']}, {record['params']:,} parameters learned",
+        **_source(job, parts),
         "training": f"{job.train.steps:,} steps of {tasks}, seed {record['seed']}",
         "device": record["device"] + (f", {ranks} ranks" if ranks > 1 else ""),
         "run": from_here(job.folder),
     }
+
+
+def _source(job: Job, parts: Parts) -> dict[str, str]:
+    """What the run takes over from another."""
+    if job.source is None or parts.source is None:
+        return {}
+    names, layer = job.source["run"]["choices"], "fits" if parts.source.known else "is for other classes"
+    told = f"{names['algo']} on {names['data']}, {names['backbone']}; its output layer {layer}"
+    return {"source": f"{from_here(Path(str(job.course.source)))}: {told}"}
 
 
 def ways(parts: Parts) -> dict[str, str]:

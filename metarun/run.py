@@ -34,12 +34,12 @@ from metarun.identity import hold_choices, hold_data, identity
 from metarun.loop import Loop, Plan, Stopped, Tracker
 from metarun.metrics import scores
 from metarun.settings import Job
-from metarun.state import ENTRIES, State, load_params
+from metarun.state import ENTRIES, State, groups, load_params
 from metarun.tracking import checkpoint
 from metarun.tracking.figures import episode_picture
 from metarun.tracking.jsonl import write_json
 from metarun.tracking.trackers import Trackers
-from metarun.types import Params, ends, learned
+from metarun.types import Params, ends
 
 RECORD, RESULT, LOG = ".hydra", "result.json", "run.log"  # in a run's folder
 
@@ -203,7 +203,7 @@ def _load(job: Job, name: str) -> dict[str, Any]:
 def fresh_state(job: Job, parts: Parts) -> State:
     """Before the first step."""
     params = first_params(job, parts)
-    return State(params, parts.optimizer([*learned(params).values()]))
+    return State(params, parts.optimizer(groups(parts.algo(0), params)))
 
 
 def first_params(job: Job, parts: Parts) -> Params:

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from metarun.bounds import AtLeast, Count, FileName, Positive, Rate, Seed, Size, Span, SpanOrNone, Steps
+from metarun.bounds import AtLeast, Count, FileName, Natural, Positive, Rate, Seed, Size, Span, SpanOrNone, Steps
 from metarun.construct import COMPUTE_ONLY, PLACE, check, construct, marked, nearest, shown, takes
 from metarun.engine.ranks import ALONE, Team
 from metarun.errors import UserError
@@ -47,7 +47,7 @@ class Root:
 class Train:
     """How long and on how much to train; ways, shots and queries of its tasks."""
 
-    steps: Count
+    steps: Natural  # with 0, what training begins with is tested
     tasks: Count
     ways: Span
     shots: SpanOrNone
@@ -93,10 +93,12 @@ class Test:
 
 @dataclass(frozen=True)
 class Course:
-    """What the run itself reads of an algorithm's section: what it trains on, and which keys change at which step."""
+    """What the run itself reads of an algorithm's section: what it trains on, which keys change at which step, and the
+    finished run that it takes over from."""
 
     trains_on: str | Sequence[str] = "episodes"
     phases: dict[int, Any] | None = None
+    source: Annotated[str | None, PLACE] = None
 
     def __post_init__(self) -> None:
         if not self.trains_on:
@@ -113,6 +115,9 @@ class Outer:
     """What the loop itself reads of an optimiser's section: the rate that the schedule multiplies."""
 
     lr: Rate
+
+
+COURSE = frozenset(field.name for field in fields(Course))
 
 
 def seconds(text: str | float | None) -> float:
@@ -145,7 +150,8 @@ def check_sections(config: Mapping[str, Any]) -> None:
 def places(config: Mapping[str, Any]) -> list[str]:
     """The keys that say where something lies."""
     chosen = [key for group in CHOSEN for key in marked(PLACE, config[group], group)]
-    return [*chosen, *marked(PLACE, config["test"], "test", Test)]
+    course = {key: value for key, value in config["algo"].items() if key in COURSE}
+    return [*chosen, *marked(PLACE, course, "algo", Course), *marked(PLACE, config["test"], "test", Test)]
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,7 @@ class Job:
     remember: Callable[[], None]  # keeps the config of a resumed run, once it is known to go on
     team: Team = ALONE
     sources: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # of data sets that the chosen one names
+    source: Mapping[str, Any] | None = None  # the checkpoint of the run that algo.source names
 
     @cached_property
     def root(self) -> Root:
@@ -184,8 +191,7 @@ class Job:
     @property
     def sections(self) -> dict[str, Mapping[str, Any]]:
         """What `build` makes objects of, by group."""
-        own = {field.name for field in fields(Course)}
-        algo = {key: value for key, value in self.config["algo"].items() if key not in own}
+        algo = {key: value for key, value in self.config["algo"].items() if key not in COURSE}
         return {g: section for g, section in self.config.items() if g in GROUPS and section} | {"algo": algo}
 
     @cached_property
@@ -217,8 +223,14 @@ class Job:
                 f"balance={self.choices['balance']}: algo={self.choices['algo']} has no losses to weigh. "
                 "Leave balance out."
             )
+        takes_source = takes(sections["algo"], "algo", "source")
+        if self.course.source is not None and not takes_source:
+            raise UserError(
+                f"algo.source={self.course.source}: algo={self.choices['algo']} takes over from no run. Leave it out."
+            )
+        more = [name for name, taken in (("balance", takes_balance), ("source", takes_source)) if taken]
         for group, section in sections.items():
-            given = (*GIVEN.get(group, ()), *(["balance"] if group == "algo" and takes_balance else []))
+            given = (*GIVEN.get(group, ()), *(more if group == "algo" else []))
             if group == "data" and takes(section, "data", "sources"):
                 given = (*given, "sources")
             check(section, group, given=given)

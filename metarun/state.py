@@ -9,7 +9,7 @@ import torch
 
 from metarun.engine.mapping import Parallel
 from metarun.errors import UserError, one_line
-from metarun.types import Optimizer, Params
+from metarun.types import PACE, Optimizer, Params, learned, paces
 
 SCALARS = ("step", "validated", "stale", "best", "seconds", "tasks_per_s")  # of a State
 NUMBER = (int, float)
@@ -54,7 +54,9 @@ class State:
         groups = self.optimizer.param_groups
         typed = [{name: value for name, value in group.items() if name != "params"} for group in groups]
         if [set(group) for group in groups] != [set(group) for group in saved["optimizer"]["param_groups"]]:
-            raise UserError("the checkpoint to resume is of another optimiser. Leave out what was typed of optim.")
+            raise UserError(
+                "the checkpoint to resume is of another optimiser. Leave out what was typed of optim and algo."
+            )
         self.optimizer.load_state_dict(saved["optimizer"])
         for group, options in zip(self.optimizer.param_groups, typed, strict=True):
             group.update(options)  # what is typed when resuming wins
@@ -63,6 +65,16 @@ class State:
             setattr(self, name, saved[name])
         if self.best is not None:
             self.best = {name: self.best[name] for name in ("step", "score", "val")}
+
+
+def groups(algo: object, params: Params) -> list[Any]:
+    """What an outer optimiser is made of: the learned entries, or where they have paces of their own, a group of each
+    pace. Those of the outer rate itself come first."""
+    own, pace = learned(params), paces(algo, params)
+    found = sorted(set(pace.values()), key=lambda one: (one != 1, -one))
+    if found == [1]:
+        return [*own.values()]
+    return [{"params": [p for name, p in own.items() if pace[name] == one], PACE: one} for one in found]
 
 
 def load_params(params: Params, saved: Params) -> None:

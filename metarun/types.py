@@ -25,6 +25,7 @@ from torch import Tensor
 from metarun.bounds import (  # noqa: F401
     Above,
     AtLeast,
+    AtMost,
     Count,
     Natural,
     Positive,
@@ -46,6 +47,7 @@ Metrics = dict[str, Tensor]
 
 MEMORY, NOW, METRIC = "memory.", "now.", "metric."
 STEP, LOTS = "now.step", "now.lots"
+PACE = "pace"  # of a group of an optimiser: what the outer rate is multiplied by
 
 
 def learned(params: Params) -> Params:
@@ -254,7 +256,7 @@ class MetaGradient(Protocol):
     def meta_grad(self, params: Params, sample: Any, parallel: ParallelMap) -> tuple[Params, Metrics]:
         """Takes θ, the tasks of a step and how to map over them. Returns, by name, the slope of each learned entry and
         the next value of each memory that changes; and metrics, of which `loss` must be one: what the slopes are of.
-        No input is changed."""
+        A learned entry without a slope stays where it is in this step. No input is changed."""
         ...
 
 
@@ -275,6 +277,20 @@ class Penalised(Protocol):
     def penalty(self, params: Params) -> Tensor:
         """Takes its own entries, by its own names; returns one number. It depends on no data."""
         ...
+
+
+@runtime_checkable
+class Paced(Protocol):
+    """What an algorithm is, too, whose learned entries do not all move at the outer rate."""
+
+    def pace(self, params: Params) -> dict[str, float]:
+        """Takes θ before training; returns by name what the outer rate is multiplied by for each learned entry."""
+        ...
+
+
+def paces(algo: object, params: Params) -> dict[str, float]:
+    """What the outer rate is multiplied by for each learned entry."""
+    return algo.pace(params) if isinstance(algo, Paced) else dict.fromkeys(learned(params), 1.0)
 
 
 class Algorithm(MetaGradient, Protocol):

@@ -26,13 +26,14 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from metarun.backbones.cnn import CNN
-from metarun.cli.compose import _sources, _test_data
+from metarun.cli.compose import _source, _sources, _test_data
 from metarun.cli.main import main
-from metarun.construct import construct
+from metarun.construct import construct, takes
 from metarun.data.draw.source import split_classes
 from metarun.data.images.collection import Collection
+from metarun.engine.ranks import ALONE
 from metarun.maths.net import Net
-from metarun.settings import Job
+from metarun.settings import COURSE, Job
 from metarun.types import Algorithm, Batch, Draw, Episode, Head, Heads, Params, Sampler, Span, UserError
 
 CONF = Path(__file__).parents[1] / "conf"
@@ -176,11 +177,12 @@ def _case(
     norm_stats: str = "batch",
     dropout: float = 0.0,
     balance: str = "",
+    source: Any = None,
     ways: Span = 3,
     shots: Span = 2,
     **keys: Any,
 ) -> Case:
-    own = {key: value for key, value in _sections(name)["algo"].items() if key not in ("trains_on", "phases")}
+    own = {key: value for key, value in _sections(name)["algo"].items() if key not in COURSE}
     own |= {key: FEW for key, value in own.items() if key.endswith("_steps") and value > FEW}
     section = {**own, **keys}
     collection = _collection()
@@ -197,6 +199,7 @@ def _case(
     generator = torch.Generator().manual_seed(0)
     try:
         given = {"balance": construct(balanced, "balance")} if balanced else {}
+        given |= {"source": source} if takes(section, "algo", "source") else {}
         algo = construct(section, "algo", net=net, **given)
         params = double(algo.init(generator))
     except UserError as error:
@@ -332,12 +335,13 @@ def job(tmp_path: Path) -> Callable[..., Job]:
             config = compose("config", [*overrides, "name=test"], return_hydra_config=True)
             test_data = _test_data(config)
             sources = _sources(OmegaConf.to_container(config.data, resolve=True))
+            source = _source(config.algo.get("source"), tmp_path / name, ALONE)
         choices = {group: str(choice) for group, choice in config.hydra.runtime.choices.items()}
         with open_dict(config):
             del config.hydra
         folder = tmp_path / name
         folder.mkdir(exist_ok=True)
         plain: Any = OmegaConf.to_container(config, resolve=True)
-        return Job(plain, choices, test_data, folder, "test", lambda: None, sources=sources)
+        return Job(plain, choices, test_data, folder, "test", lambda: None, sources=sources, source=source)
 
     return made

@@ -16,7 +16,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from metarun import settings
-from metarun.bounds import Above, AtLeast
+from metarun.bounds import Above, AtLeast, AtMost
 from metarun.cli import CONF
 from metarun.cli.help import comment
 from metarun.construct import check, hints_of, prepared, takes, target_of
@@ -31,7 +31,7 @@ CHOICES = sorted(
     for file in folder.rglob("*.yaml")
 )
 GIVEN: dict[str, set[str]] = {  # by the run, not by the YAML
-    "algo": {"net", "balance"},
+    "algo": {"net", "balance", "source"},
     "balance": set(),
     "backbone": {"shape"},
     "sharing": {"make_trunk", "heads", "shape"},
@@ -66,7 +66,7 @@ ALLOWED = {
     "loop": WORDS | {"engine", "tracking", "metrics", "state"},
     "check": WORDS | {"maths", "engine", "evaluate", "loop", "state"},
 }
-TOP = {"build", "identity", "run", "result", "cli"}
+TOP = {"build", "identity", "pretrained", "run", "result", "cli"}
 ROOMS = {  # of choices -> group
     "algos": "algo",
     "balance": "balance",
@@ -120,11 +120,11 @@ def targets(group: str) -> dict[str, str]:
 
 
 def section(group: str, name: str, *more: str) -> dict[str, Any]:
-    """What the target of a choice is built from; what an algorithm trains on and its phases are for the run."""
+    """What the target of a choice is built from; some keys of an algorithm are for the run."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         found = OmegaConf.to_container(compose("config", [f"{group}={name}", *more])[group], resolve=True)
     assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items() if key not in ("trains_on", "phases")}
+    return {str(key): value for key, value in found.items() if group != "algo" or key not in settings.COURSE}
 
 
 def outside(hint: Any) -> Iterator[tuple[Any, Any]]:
@@ -132,6 +132,7 @@ def outside(hint: Any) -> Iterator[tuple[Any, Any]]:
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is Annotated:
         yield from ((bound.bound, bound.bound + 1) for bound in arguments[1:] if isinstance(bound, Above))
+        yield from ((bound.most + 1, bound.most) for bound in arguments[1:] if isinstance(bound, AtMost))
         for bound in (b for b in arguments[1:] if isinstance(b, AtLeast)):
             yield bound.least - 1, bound.least
             if bound.below < float("inf"):

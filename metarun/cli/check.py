@@ -55,6 +55,8 @@ def _check(job: Job) -> int:
 
     if job.resumes:
         raise UserError("check is for a run that has not begun. Leave out resume=.")
+    if not job.train.steps:
+        raise UserError("check is for a run that trains, and train.steps=0 asks for no step. Raise it.")
     if job.team.size > 1:
         raise UserError("check works in one process. Start it without torchrun.")
     keep_freed_memory()
@@ -88,12 +90,12 @@ def _outcomes(job: Job, parts: Parts, loop: Loop) -> Iterator[Outcome]:
     from metarun.check.smooth import Mean, Smooth
     from metarun.maths.net import Net
     from metarun.run import fresh_state
-    from metarun.state import State
-    from metarun.types import learned
+    from metarun.state import State, groups
 
     seed, device = job.root.seed, parts.device
     smooth = partial(Smooth, parts.data.shape, parts.algo(0).net.batch_norm)
-    copy = by_phase(job, Net.build(smooth, parts.sampler.heads, job.root.norm_stats), Mean())
+    net = Net.build(smooth, parts.sampler.heads, job.root.norm_stats)
+    copy = by_phase(job, net, parts.source and parts.source.played_by(net), Mean())
     pair = learning.small(parts.sampler, 2, torch.Generator(device).manual_seed(seed))
     for step in (0, *job.phases):
         params = copy(step).init(torch.Generator().manual_seed(seed))
@@ -106,10 +108,11 @@ def _outcomes(job: Job, parts: Parts, loop: Loop) -> Iterator[Outcome]:
     found = learning.one_task(loop, state, sample)
     if found is None:
         net = Net.build(partial(smooth, channels=32, side=16), parts.sampler.heads, job.root.norm_stats).to(device)
-        trained = by_phase(job, net)
-        tested = by_phase(job, net.testing(parts.test.sampler.heads))(0)
+        source = parts.source and parts.source.played_by(net)
+        trained = by_phase(job, net, source)
+        tested = by_phase(job, net.testing(parts.test.sampler.heads), source)(0)
         fresh = {name: p.to(device) for name, p in trained(0).init(torch.Generator().manual_seed(seed)).items()}
-        state = State(fresh, parts.optimizer([*learned(fresh).values()]))
+        state = State(fresh, parts.optimizer(groups(trained(0), fresh)))
         found = learning.one_task(replace(loop, algo=trained), state, sample, small=True)
     assert found is not None
     yield found

@@ -113,6 +113,7 @@ def _job(config: DictConfig, team: Team, words: list[str]) -> Job:
     places = _anchored(plain, test_data, sources)
     runtime, typed = HydraConfig.get().runtime, HydraConfig.get().overrides.task
     folder = Path(runtime.output_dir)
+    source = _source(plain["algo"].get("source"), folder, team)
     return Job(
         config=plain,
         choices={group: str(choice) for group, choice in runtime.choices.items()},
@@ -122,7 +123,20 @@ def _job(config: DictConfig, team: Team, words: list[str]) -> Job:
         remember=partial(_remember, config, list(typed), places, folder),
         team=team,
         sources=sources,
+        source=source,
     )
+
+
+def _source(place: Any, folder: Path, team: Team) -> dict[str, Any] | None:
+    """The checkpoint of the finished run that `algo.source` names, as seen from the run in `folder`."""
+    if not isinstance(place, str):
+        return None  # what is wrong with another value is told where all are checked
+    from metarun.pretrained import opened  # torch takes a second to import; --cfg job must not wait for it
+
+    saved = team.broadcast(partial(opened, Path(place), folder))
+    backbone = {"backbone": saved["run"]["config"]["backbone"]}
+    check_targets(backbone, None, places_of_code(sys.argv[1:]), f"algo.source={place}")
+    return saved
 
 
 def _anchored(

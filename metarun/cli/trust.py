@@ -24,18 +24,21 @@ OWN = {  # what each group may name without being asked; of ours, what lies dire
 }
 
 
-def check_targets(config: Mapping[str, Any], typed: Iterable[Override], places: Iterable[str]) -> None:
-    """Refuses what a resumed run would have built, unless metarun brings it, it lies in a folder that the user chose,
-    or the user typed it now."""
-    asked = {o.key_or_group for o in typed}
+def check_targets(
+    config: Mapping[str, Any], typed: Iterable[Override] | None, places: Iterable[str], whose: str = "the run to resume"
+) -> None:
+    """Refuses what another run's config would have built, unless metarun brings it, it lies in a folder that the user
+    chose, or the user typed it now; None where what was typed is about another config."""
+    asked = {o.key_or_group for o in typed or ()}
+    again = "" if typed is None else "type that again, or "
     for group, folders in OWN.items():
         if group in asked:  # a choice made now
             continue
         for path, name in _targets(config.get(group), group):
             if path not in asked and not _is_own(name, folders) and not _lies_in(name, places):
                 raise UserError(
-                    f"the run to resume names code that is neither metarun's nor found here: {path}={name}. "
-                    f"If you trust it, type that again, or start where {name.partition('.')[0]}.py lies."
+                    f"{whose} names code that is neither metarun's nor found here: {path}={name}. "
+                    f"If you trust it, {again}start where {name.partition('.')[0]}.py lies."
                 )
 
 

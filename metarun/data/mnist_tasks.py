@@ -3,7 +3,7 @@ how far it leans.
 
 Ink is the mean of the pixels. Slant is −μ₁₁ / μ₀₂ of the image's second central moments: the s of the line x = −s·y (y
 downwards) through its centre of mass that fits its ink best, more than 0 where it leans to the right, as italics do.
-Both are shifted and scaled to mean 0 and variance 1 in training.
+Both are shifted and scaled to mean 0 and variance 1 in training: that of all images, also where few of them train.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from metarun.data.images import mnist
 from metarun.data.images.collection import Collection
 from metarun.data.images.mapped import PIECE, Resident
 from metarun.data.images.root import root_of
-from metarun.types import COMPUTE_ONLY, Count, Head, Natural, Place, Targets
+from metarun.types import COMPUTE_ONLY, Count, Head, Natural, Place, Seed, Targets, UserError
 
 HEADS = {
     "digit": Head("class", mnist.CLASSES),
@@ -38,6 +38,8 @@ class MnistTasks:
 
     root: Place
     heads: Sequence[str]
+    examples: Count | None
+    examples_seed: Seed
     ways: Count
     shots: Natural
     queries: Count
@@ -47,9 +49,26 @@ class MnistTasks:
         heads = {name: HEADS[name] for name in picked("data.heads", self.heads, HEADS, "head")}
         collection, parts = mnist.digits("mnist", root_of(self.root)), mnist.dealt()
         targets = _targets(collection, parts["train"])
-        protocol = {"split": mnist.split_in_words(), "rotations": "none"}
+        split = mnist.split_in_words()
+        if self.examples is not None:
+            parts["train"] = self._few(parts["train"], collection.labels)
+            split += f"; {self.examples} of each digit train (seed {self.examples_seed})"
+        protocol = {"split": split, "rotations": "none"}
         data = TableData.dealt("mnist_tasks", collection, parts, targets, heads, protocol, metric_of(heads))
         return data.to(device, self.resident)
+
+    def _few(self, train: Tensor, labels: Tensor) -> Tensor:
+        """So many training images of each digit: those of fewer are among those of more."""
+        assert self.examples is not None
+        order = train[torch.randperm(len(train), generator=torch.Generator().manual_seed(self.examples_seed))]
+        each = [order[labels[order] == digit] for digit in range(mnist.CLASSES)]
+        fewest = min(map(len, each))
+        if self.examples > fewest:
+            raise UserError(
+                f"data.examples={self.examples}: of one digit there are {fewest} training images. Lower it, or leave "
+                "it out for all."
+            )
+        return torch.cat([images[: self.examples] for images in each]).sort().values
 
 
 def _targets(collection: Collection, train: Tensor) -> Targets:

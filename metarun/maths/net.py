@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fnmatch
 import operator
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import groupby
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +23,7 @@ from metarun.types import MEMORY, Batch, Heads, Outputs, Params, Penalised, User
 
 TRUNK, HEAD = "trunk.", "head."
 OWN = "trunk.own."  # parts of a trunk that one head alone uses: `trunk.own.2.` is of the third
+_STAGE = re.compile(r"^.*?\.\d+(?=\.)")  # what the names of a stage's entries have in common: `trunk.blocks.0`
 SUPPORT = "support.x"  # φ's entry for the images whose statistics normalise its predictions
 
 
@@ -151,6 +154,15 @@ class Net:
     def shared(self, params: Params) -> list[str]:
         """Names of the learned entries that several heads use."""
         return [name for name in self.names(params, f"{TRUNK}*") if not name.startswith(OWN)]
+
+    def depths(self, params: Params) -> dict[str, int]:
+        """How far below the output layer, which has 0, each learned entry lies: the trunk's last stage has 1.
+
+        A stage is an entry of one of the trunk's lists of layers; layers between such lists are one stage together.
+        """
+        found = dict.fromkeys(learned(params), 0)
+        stages = groupby(reversed(self.names(params, f"{TRUNK}*")), lambda name: _STAGE.findall(name)[:1])
+        return found | {name: depth for depth, (_, names) in enumerate(stages, 1) for name in names}
 
     @cached_property
     def batch_norm(self) -> bool:

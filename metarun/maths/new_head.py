@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Literal
 
 import torch
@@ -22,6 +23,8 @@ from metarun.maths.inner import sgd
 from metarun.maths.losses import loss
 from metarun.maths.net import Net, width
 from metarun.types import Batch, Head, Outputs, Params, Targets, learned
+
+Objective = Callable[[Outputs, Targets], Tensor]
 
 WEIGHT, BIAS = LAYER = ("head.weight", "head.bias")
 SCALE = "head.log_scale"  # θ's entry that makes a layer a cosine layer
@@ -35,13 +38,20 @@ def with_cosine(params: Params) -> Params:
 
 
 def fit(
-    net: Net, params: Params, support: Batch, lr: float, steps: int, moving: Literal["head", "all"]
+    net: Net,
+    params: Params,
+    support: Batch,
+    lr: float,
+    steps: int,
+    moving: Literal["head", "all"],
+    objective: Objective | None = None,
 ) -> Iterator[Params]:
     """Gradient descent on the support set: of the output layer on a fixed trunk, or of everything.
 
     It starts from θ where its output layer is that of the task, else from a new one: of zeros for the heads that θ does
-    not have, or of the class means where it is a cosine layer.
+    not have, or of the class means where it is a cosine layer. What it descends is the `objective`, or the loss.
     """
+    descended = objective or partial(loss, net.heads)
     given = net.given(params, support)
     if not len(support.x):  # the task's heads are those of θ, and there is nothing to fit them to
         yield given
@@ -52,13 +62,13 @@ def fit(
         features = Batch(scaled(net, start, raw), support.y)
 
         def of_features(fast: Params, features: Batch, _: int) -> Tensor:
-            return loss(net.heads, read(net, fast, features.x), features.y)
+            return descended(read(net, fast, features.x), features.y)
 
         yield from sgd(of_features, start, features, lr, steps, [n for n in LAYER if n in params], first_order=True)
         return
 
     def of_images(fast: Params, support: Batch, _: int) -> Tensor:
-        return loss(net.heads, predict(net, fast, support.x), support.y)
+        return descended(predict(net, fast, support.x), support.y)
 
     start = _start(net, params, lambda: net.seen(given, support.x), support.y)
     for fast in sgd(of_images, start, support, lr, steps, list(learned(params)), first_order=True):

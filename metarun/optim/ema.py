@@ -27,11 +27,11 @@ class EMA:
     """An outer optimiser around another one, `base`, whose options and state are its own."""
 
     def __init__(
-        self, params: Iterable[Tensor], lr: Rate, decay: Share, base: Callable[..., torch.optim.Optimizer]
+        self, params: Iterable[Any], lr: Rate, decay: Share, base: Callable[..., torch.optim.Optimizer]
     ) -> None:
-        self.params = [*params]
         self.decay = decay
-        self.base = base(self.params, lr=lr)
+        self.base = base(params, lr=lr)
+        self.params: list[Tensor] = [p for group in self.base.param_groups for p in group["params"]]
         self.moving = [p.detach().clone() for p in self.params]
         self.steps = 0
 

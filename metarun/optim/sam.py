@@ -23,12 +23,10 @@ from metarun.types import Rate
 class SAM:
     """An outer optimiser around another one, `base`, whose options and state are its own."""
 
-    def __init__(
-        self, params: Iterable[Tensor], lr: Rate, rho: Rate, base: Callable[..., torch.optim.Optimizer]
-    ) -> None:
-        self.params = [*params]
+    def __init__(self, params: Iterable[Any], lr: Rate, rho: Rate, base: Callable[..., torch.optim.Optimizer]) -> None:
         self.rho = rho
-        self.base = base(self.params, lr=lr)
+        self.base = base(params, lr=lr)
+        self.params: list[Tensor] = [p for group in self.base.param_groups for p in group["params"]]
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

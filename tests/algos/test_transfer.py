@@ -19,6 +19,7 @@ from metarun.types import Batch, Episode, Params, learned
 
 CLOSED = ["centroid", "imprint", "logistic"]
 ONE = Parallel("vmap", 1)
+ALONE: Any = {"layer_rate": 1.0, "frozen": [], "soft": 0.9, "temperature": 4.0}
 
 
 def task_of(found: Any) -> Episode:
@@ -180,6 +181,6 @@ def test_rows_without_a_class_count_for_nothing(test_adapt: str, case: Callable[
 @pytest.mark.parametrize("keys", [{"head": "cosine"}, *({"test_adapt": by} for by in CLOSED)], ids=str)
 def test_values_are_refused_where_classes_are_needed(keys: dict[str, Any], linear_net: Net, points: Episode) -> None:
     found: dict[str, Any] = {"head": "linear", "inner_lr": 1.0, "test_adapt": "head", **keys}
-    algo, support = Transfer(linear_net, **found), tree_map(lambda t: t[0], points.support)
+    algo, support = Transfer(linear_net, None, None, **ALONE, **found), tree_map(lambda t: t[0], points.support)
     with pytest.raises(UserError, match=r"one head apart.* data=omniglot"):
         next(iter(algo.adapt(algo.init(torch.Generator()), support, 1)))

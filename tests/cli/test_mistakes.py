@@ -63,8 +63,8 @@ def test_what_cannot_be_composed_is_answered_with_the_nearest_right_names(
     [
         (["train.steps=abc"], ["train.steps=abc", "whole number"]),
         (["train.steps=2.5"], ["train.steps=2.5", "whole number"]),
-        (["train.steps=0"], ["train.steps=0", "1 or more"]),
-        (["train.steps=-5"], ["train.steps=-5", "1 or more"]),
+        (["train.tasks=0"], ["train.tasks=0", "1 or more"]),
+        (["train.steps=-5"], ["train.steps=-5", "0 or more"]),
         (["algo.first_order=maybe"], ["algo.first_order=maybe", "true or false"]),
         (["algo.inner_loss=max"], ["algo.inner_loss=max", "mean"]),
         (["algo.inner_lr=fast"], ["algo.inner_lr=fast", "a number"]),

@@ -52,6 +52,23 @@ def test_any_of_the_heads_are_taken_in_the_order_given(small: Load) -> None:
     assert rows.targets["mod3"].equal(digit % 3)
 
 
+def test_few_examples_are_so_many_of_each_digit_and_among_those_of_more(small: Load) -> None:
+    whole, one, three = (small(examples=examples).splits for examples in (None, 1, 3))
+    assert torch.bincount(three["train"].targets["digit"]).tolist() == [3] * 10
+    assert {*one["train"].image.tolist()} < {*three["train"].image.tolist()} < {*whole["train"].image.tolist()}
+    assert not one["train"].image.equal(small(examples=1, examples_seed=1).splits["train"].image)
+    for split in ("val", "test"):
+        assert one[split].image.equal(whole[split].image)
+        assert one[split].targets["ink"].equal(whole[split].targets["ink"])
+
+
+def test_more_examples_than_there_are_of_a_digit_are_refused(small: Load) -> None:
+    fewest = int(torch.bincount(small().splits["train"].targets["digit"]).min())
+    assert len(small(examples=fewest).splits["train"].image) == 10 * fewest
+    with pytest.raises(UserError, match=rf"data\.examples={fewest + 1}: .* there are {fewest} training images"):
+        small(examples=fewest + 1)
+
+
 @pytest.mark.parametrize(
     ("heads", "metric"), [(["digit"], "accuracy"), (["ink"], "mse"), (["mod3", "ink"], "mod3/accuracy")]
 )

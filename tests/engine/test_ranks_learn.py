@@ -110,7 +110,8 @@ def learner(shared: str, method: str) -> tuple[Any, Any]:
     net = Net.build(partial(CNN, (1, 2, 4), channels=[5], **PLAIN), sampler.heads, "batch")
     weighs = "balance" in signature(target_of(section, "algo")).parameters
     chosen = yaml.safe_load((CONF / "balance" / f"{balance}.yaml").read_text())
-    given = {"balance": construct(chosen, "balance")} if weighs else {}
+    given: dict[str, Any] = {"balance": construct(chosen, "balance")} if weighs else {}
+    given |= dict.fromkeys({"source"} & {*signature(target_of(section, "algo")).parameters})
     return construct(section, "algo", net=net, **given), sampler
 
 
