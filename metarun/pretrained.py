@@ -33,7 +33,9 @@ def opened(folder: Path, own: Path) -> dict[str, Any]:
         if (folder / ".hydra").is_dir():
             remedy = f"Go on with it, as metarun resume={folder}, or name another"
             raise UserError(f"algo.source={folder} has no checkpoint yet: there is no {file}. {remedy}.")
-        raise UserError(f"algo.source={folder} is no run: there is no {file}. Name the directory of a finished run.")
+        raise UserError(
+            f"algo.source={folder} is no run: there is no {file}. Name the directory where a finished run lies."
+        )
     saved = checkpoint.load(file, ENTRIES)
     run = saved.get("run")
     whole = isinstance(run, dict) and all(isinstance(run.get(name), kind) for name, kind in TOLD.items())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,12 @@ from torch.utils._pytree import tree_map
 from metarun.algos.transfer import Transfer
 from metarun.engine.mapping import Parallel
 from metarun.errors import UserError
+from metarun.maths.closed_head import logistic
 from metarun.maths.net import Net
 from metarun.maths.new_head import SCALE
+from metarun.maths.source import Pretrained, with_teacher
 from metarun.maths.supervised import MEAN, MOMENTUM, SHARE, training_mean
+from metarun.state import groups
 from metarun.types import Batch, Episode, Params, learned
 
 CLOSED = ["centroid", "imprint", "logistic"]
@@ -184,3 +188,129 @@ def test_values_are_refused_where_classes_are_needed(keys: dict[str, Any], linea
     algo, support = Transfer(linear_net, None, None, **ALONE, **found), tree_map(lambda t: t[0], points.support)
     with pytest.raises(UserError, match=r"one head apart.* data=omniglot"):
         next(iter(algo.adapt(algo.init(torch.Generator()), support, 1)))
+
+
+# From a finished run
+
+
+def left(found: Any, known: bool = True) -> Pretrained:
+    """What a run on the same problem has left, its weights drawn by another seed; without `known`, its trunk alone."""
+    net: Net = found.algo.net.testing(found.algo.net.heads)
+    params = {n: p.double() for n, p in net.init(torch.Generator().manual_seed(9), head=known).items()}
+    return Pretrained(net if known else replace(net, trained={}), params, known, (1, 8, 8))
+
+
+def taken(case: Callable[..., Any], mode: str, known: bool = True, **keys: Any) -> Any:
+    """The learner with a source; what it does with float32 images of its own making is not this test's business."""
+    plain = case("transfer", "batch")
+    source = left(plain, known)
+    own = {"source": source, "mode": mode, **keys}
+    algo, tested = (replace(found, **own) for found in (plain.algo, plain.tested))
+    fresh = plain.params
+    params = {
+        "feature": lambda: {
+            ("memory." if n.startswith("trunk.") else "") + n: source.params.get(n, p) for n, p in fresh.items()
+        },
+        "model": lambda: {n: source.params.get(n, p) for n, p in fresh.items()},
+        "target": lambda: with_teacher(fresh, source),
+    }[mode]()
+    return plain._replace(algo=algo, tested=tested, params=params)
+
+
+def test_what_begins_from_a_source_is_trained_as_what_begins_there_by_chance(
+    case: Callable[..., Any], close: Callable[..., bool]
+) -> None:
+    model = taken(case, "model")
+    plain = replace(model.algo, source=None, mode=None)
+    found, expected = (algo.meta_grad(model.params, model.sample, ONE) for algo in (model.algo, plain))
+    assert found[0].keys() == expected[0].keys() and all(found[0][n].equal(p) for n, p in expected[0].items())
+    feature = taken(case, "feature")
+    slope, _ = feature.algo.meta_grad(feature.params, feature.sample, ONE)
+    assert learned(slope).keys() == {"head.weight", "head.bias"}
+
+
+def test_what_is_frozen_has_no_slope_and_changes_no_others(case: Callable[..., Any]) -> None:
+    model = taken(case, "model")
+    whole = learned(model.algo.meta_grad(model.params, model.sample, ONE)[0])
+    frozen = replace(model.algo, frozen=["trunk.blocks.0.*", "*.bias"])
+    found = learned(frozen.meta_grad(model.params, model.sample, ONE)[0])
+    assert found.keys() == {n for n in whole if not n.startswith("trunk.blocks.0.") and not n.endswith(".bias")}
+    assert all(torch.allclose(found[name], whole[name], atol=1e-12) for name in found)
+
+
+@pytest.mark.parametrize(
+    ("frozen", "told"),
+    [
+        (["trunk.block.*"], r"algo\.frozen names trunk\.block\.\*, which no"),
+        (["trunk.*", "head.*"], "leaves nothing to"),
+    ],
+)
+def test_patterns_that_freeze_nothing_or_everything_are_refused(
+    frozen: list[str], told: str, case: Callable[..., Any]
+) -> None:
+    with pytest.raises(UserError, match=told):
+        replace(case("transfer").algo, frozen=frozen).init(torch.Generator())
+
+
+def test_each_stage_is_slower_than_the_one_above_it(case: Callable[..., Any]) -> None:
+    found = case("transfer")
+    pace = replace(found.algo, layer_rate=0.5).pace(found.params)
+    assert {n.partition(".conv")[0] for n in pace if pace[n] == 0.25} >= {"trunk.blocks.0"}
+    assert {pace[n] for n in pace if n.startswith("trunk.blocks.1")} == {0.5}
+    assert {pace[n] for n in pace if n.startswith("head.")} == {1.0} and pace.keys() == learned(found.params).keys()
+    plain, slow = (groups(replace(found.algo, layer_rate=rate), found.params) for rate in (1.0, 0.5))
+    assert all(one is other for one, other in zip(plain, learned(found.params).values(), strict=True))
+    assert [group["pace"] for group in slow] == [1.0, 0.5, 0.25]
+    assert sum(len(group["params"]) for group in slow) == len(plain)
+
+
+def test_a_student_that_heeds_its_labels_alone_is_trained_as_without_a_teacher(case: Callable[..., Any]) -> None:
+    target = taken(case, "target", soft=0.0)
+    plain = replace(target.algo, source=None, mode=None)
+    found, expected = (algo.meta_grad(target.params, target.sample, ONE) for algo in (target.algo, plain))
+    assert all(found[0][name].equal(p) for name, p in expected[0].items())
+    assert not [name for name in learned(found[0]) if "teacher" in name]
+
+
+def test_the_slope_of_a_student_is_that_of_hintons_formula(
+    case: Callable[..., Any], plain_logits: Callable[..., Tensor], close: Callable[..., bool]
+) -> None:
+    target = taken(case, "target", soft=0.7, temperature=3.0)
+    x, (y,) = target.sample.x[0], target.sample.y.values()
+    leaves = {name: p.clone().requires_grad_() for name, p in learned(target.params).items()}
+    student, teacher = plain_logits(leaves, x, x), plain_logits(target.algo.source.params, x, x)
+    log_p, log_q = (F.log_softmax(logits / 3, -1) for logits in (teacher, student))
+    soft = 9 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean")
+    loss = 0.3 * F.cross_entropy(student, y[0]) + 0.7 * soft
+    slope = dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values()))))
+    found, metrics = target.algo.meta_grad(target.params, target.sample, ONE)
+    assert close(learned(found), slope, 1e-9) and torch.allclose(metrics["loss"], loss.detach())
+
+
+def test_a_teacher_of_other_classes_is_refused_in_training_and_taken_at_the_test(case: Callable[..., Any]) -> None:
+    target = taken(case, "target", known=False)
+    with pytest.raises(UserError, match=r"algo\.mode=target: the source has no output layer for the classes"):
+        target.algo.meta_grad(target.params, target.sample, ONE)
+    support, query = task_of(target)
+    assert scores(target, support, query.x).isfinite().all()
+
+
+@pytest.mark.parametrize("test_adapt", ["head", "all"])
+def test_a_student_fits_a_new_task_to_its_labels_and_to_the_teacher_fitted_to_it(
+    test_adapt: str, case: Callable[..., Any], close: Callable[..., bool]
+) -> None:
+    target = taken(case, "target", known=False, soft=0.6, temperature=2.0, test_adapt=test_adapt, inner_lr=0.5)
+    support, _ = task_of(target)
+    y, net, params = support.y["class"], target.tested.net, target.params
+    teacher = F.normalize(target.algo.source.net.features(target.algo.source.params, support.x), dim=-1)
+    told = F.linear(teacher, *logistic(teacher, y, 3))
+    start = {**params, "head.weight": torch.zeros(3, 4).double(), "head.bias": torch.zeros(3).double()}
+    moving = [n for n in learned(start) if test_adapt == "all" or n.startswith("head.")]
+    leaves = {name: start[name].clone().requires_grad_() for name in moving}
+    unit = F.normalize(net.features({**start, **leaves}, support.x), dim=-1)
+    logits = F.linear(unit, leaves["head.weight"], leaves["head.bias"])
+    soft = 4 * F.kl_div((logits / 2).log_softmax(-1), (told / 2).softmax(-1), reduction="batchmean")
+    slope = torch.autograd.grad(0.4 * F.cross_entropy(logits, y) + 0.6 * soft, list(leaves.values()))
+    expected = {name: p.detach() - 0.5 * g for (name, p), g in zip(leaves.items(), slope)}
+    *_, fast = target.tested.adapt(params, support, 1)
+    assert close({name: fast[name] for name in expected}, expected, 1e-9)
