@@ -24,23 +24,19 @@ from metarun.types import MEMORY, Data, Heads
 TOLD = {"config": dict, "choices": dict, "shape": list, "data": dict}  # what a checkpoint has to tell of its run
 
 
-def opened(folder: Path, own: Path) -> dict[str, Any]:
-    """The checkpoint of a run that its validation chose; `own` is the folder of the run that asks for it."""
-    if folder.resolve() == own.resolve():
-        raise UserError(f"algo.source={folder} is the folder of this run itself. Name that of a finished one.")
+def opened(folder: Path, place: str) -> dict[str, Any]:
+    """The checkpoint of a run that its validation chose; `place` is what errors call the folder."""
     file = folder / "checkpoints" / "best.pt"
     if not file.is_file():
         if (folder / ".hydra").is_dir():
             remedy = f"Go on with it, as metarun resume={folder}, or name another"
-            raise UserError(f"algo.source={folder} has no checkpoint yet: there is no {file}. {remedy}.")
-        raise UserError(
-            f"algo.source={folder} is no run: there is no {file}. Name the directory where a finished run lies."
-        )
+            raise UserError(f"{place} has no checkpoint yet: there is no {file}. {remedy}.")
+        raise UserError(f"{place} is no run: there is no {file}. Name the directory where a finished run lies.")
     saved = checkpoint.load(file, ENTRIES)
     run = saved.get("run")
     whole = isinstance(run, dict) and all(isinstance(run.get(name), kind) for name, kind in TOLD.items())
     if not whole or "backbone" not in saved["run"]["config"]:
-        raise UserError(f"algo.source={folder}: its checkpoint does not tell what its run is. Train it anew.")
+        raise UserError(f"{place}: its checkpoint does not tell what its run is. Train it anew.")
     return saved
 
 
@@ -64,10 +60,8 @@ def _built(
             f"{list(data.shape)}. Take data of that shape, or another source."
         )
     entries = {name.removeprefix(MEMORY): p for name, p in saved["params"].items()}  # a frozen trunk is a trunk too
-    section, prefix = run["config"]["backbone"], f"{place}: backbone"
     with Room(place, "Name a smaller one"):
-        make = partial(construct, section, prefix, shape=data.shape)
-        net = Net.build(make, heads, run["config"]["norm_stats"]).testing(heads).to(device)
+        net = network(run, heads, f"{place}: backbone").to(device)
     expected = net.init(torch.Generator().manual_seed(0))
     trunk = {name.removeprefix(MEMORY): p.shape for name, p in expected.items() if name not in LAYER}
     if any(name not in entries or entries[name].shape != shape for name, shape in trunk.items()):
@@ -77,6 +71,12 @@ def _built(
     if WEIGHT in layer and layer[WEIGHT].shape == expected[WEIGHT].shape and same:
         return Pretrained(net, {**own, **layer}, True, data.shape)
     return Pretrained(replace(net, trained={}), own, False, data.shape)
+
+
+def network(run: Mapping[str, Any], heads: Heads, prefix: str) -> Net:
+    """The network of a run as it is tested, for these heads; `prefix` stands before a key of it in errors."""
+    make = partial(construct, run["config"]["backbone"], prefix, shape=tuple(run["shape"]))
+    return Net.build(make, heads, run["config"]["norm_stats"]).testing(heads)
 
 
 def _same(job: Job, run: Mapping[str, Any], data: Data, heads: Heads) -> bool:

@@ -133,9 +133,11 @@ def _source(place: Any, folder: Path, team: Team) -> dict[str, Any] | None:
         return None  # what is wrong with another value is told where all are checked
     from metarun.pretrained import opened  # torch takes a second to import; --cfg job must not wait for it
 
-    saved = team.broadcast(partial(opened, Path(place), folder))
-    backbone = {"backbone": saved["run"]["config"]["backbone"]}
-    check_targets(backbone, None, places_of_code(sys.argv[1:]), f"algo.source={place}")
+    named = f"algo.source={place}"
+    if Path(place).resolve() == folder.resolve():
+        raise UserError(f"{named} is the folder of this run itself. Name that of a finished one.")
+    saved = team.broadcast(partial(opened, Path(place), named))
+    check_targets({"backbone": saved["run"]["config"]["backbone"]}, None, places_of_code(sys.argv[1:]), named)
     return saved
 
 
