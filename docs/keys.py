@@ -46,7 +46,7 @@ def keys(name: str) -> str:
     """The keys of an algorithm, and those of other sections that its YAML sets."""
     file = CONF / f"{name}.yaml"
     content = yaml.safe_load(file.read_text(encoding="utf-8"))
-    hints, words = {**hints_of(Course), **hints_of(target_of(content["algo"], "algo"))}, comments(file)
+    hints, words = {**hints_of(target_of(content["algo"], "algo")), **hints_of(Course)}, comments(file)
     rows = [
         f"| `algo.{key}` | {_cell(shown(value))} | {_cell(takes(hints[key]))} | {_cell(words[key])} |"
         for key, value in content["algo"].items()

@@ -26,7 +26,7 @@ from metarun.maths.penalty import Penalty
 from metarun.maths.source import Pretrained
 from metarun.pretrained import pretrained
 from metarun.settings import Job
-from metarun.types import Algorithm, Balance, Data, Draw, MetaGradient, Optimizer, Sampler, Source, paces
+from metarun.types import Algorithm, Balance, Data, Draw, MetaGradient, Optimizer, Reserved, Sampler, Source, paces
 
 _KEY = re.compile(r"(?<![\w./])data\.(\w+)(?=[=.\s])")
 
@@ -71,6 +71,8 @@ def build(job: Job) -> Parts:
     check_sample(algo(0), sampler.gather(sampler.draw(1, torch.Generator())), drawn_by(job, data))
     _check_algorithm(algo(0), tested(0), sampler, test, device)
     _check_phases(job, algo)
+    if job.train.steps and isinstance(first := algo(0), Reserved):
+        first.check_trainable()
     return Parts(
         device=device,
         data=data,

@@ -288,6 +288,15 @@ class Paced(Protocol):
         ...
 
 
+@runtime_checkable
+class Reserved(Protocol):
+    """What an algorithm is, too, that cannot be trained in every case in which it can be tested."""
+
+    def check_trainable(self) -> None:
+        """Refuses to be trained, with the remedy; asked before there is a run, where it has steps to train."""
+        ...
+
+
 def paces(algo: object, params: Params) -> dict[str, float]:
     """What the outer rate is multiplied by for each learned entry."""
     return algo.pace(params) if isinstance(algo, Paced) else dict.fromkeys(learned(params), 1.0)

@@ -142,6 +142,7 @@ def test_what_is_no_source_is_refused_in_one_line_and_leaves_no_folder(
     write_images(Path("others"), groups=5)
     refused = finished(*source("target"), "data.root=others", "hydra.run.dir=new")
     assert refused.code == 2 and "no output layer for the classes that this run trains" in refused.err
+    assert refused.err.count("\n") == 1 and not Path("new").exists()
 
 
 def test_a_strangers_source_runs_no_code(finished: Command) -> None:

@@ -89,6 +89,13 @@ class Transfer:
         self._still(params)
         return params
 
+    def check_trainable(self) -> None:
+        if self._teacher and not self._teacher.trained:
+            raise UserError(
+                "algo.mode=target: the source has no output layer for the classes that this run trains. Name one that "
+                "was trained on them, or take train.steps=0, which tests what a student learns from few images."
+            )
+
     def pace(self, params: Params) -> dict[str, float]:
         return {name: self.layer_rate**depth for name, depth in self.net.depths(params).items()}
 
@@ -117,11 +124,6 @@ class Transfer:
         still = self._still(params)
         if self._teacher is None:
             return supervised.gradient(self.net, params, batch, parallel, still)
-        if not self._teacher.trained:
-            raise UserError(
-                "algo.mode=target: the source has no output layer for the classes that this run trains. Name one that "
-                "was trained on them, or take train.steps=0, which tests what a student learns from few images."
-            )
         return supervised.gradient(self.net, params, batch, parallel, still, self._judged)
 
     @cached_property

@@ -290,7 +290,8 @@ def test_the_slope_of_a_student_is_that_of_hintons_formula(
 def test_a_teacher_of_other_classes_is_refused_in_training_and_taken_at_the_test(case: Callable[..., Any]) -> None:
     target = taken(case, "target", known=False)
     with pytest.raises(UserError, match=r"algo\.mode=target: the source has no output layer for the classes"):
-        target.algo.meta_grad(target.params, target.sample, ONE)
+        target.algo.check_trainable()
+    taken(case, "target").algo.check_trainable()
     support, query = task_of(target)
     assert scores(target, support, query.x).isfinite().all()
 
