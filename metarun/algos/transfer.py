@@ -69,7 +69,7 @@ TAUGHT = "taught."  # a support set's entries for what the teacher makes of it
 class Transfer:
     net: Net
     source: Pretrained | None
-    mode: Annotated[Literal["feature", "model", "target"] | None, PROTOCOL]
+    mode: Literal["feature", "model", "target"] | None
     head: Annotated[Literal["linear", "cosine"], PROTOCOL]
     inner_lr: Rate
     test_adapt: Annotated[Literal["head", "all", "centroid", "imprint", "logistic"], PROTOCOL]
