@@ -2,10 +2,10 @@
 
 python -m benchmarks.transfer runs/shots runs/digits figure.png
 
-Runs are told apart by `algo.mode`, and by `data.examples` where their data set has that, else by `data.shots`. Seeds,
-and sources, of one mode and one number of images are one point. A gain is taken over the runs without a source that
-were tested on the same episodes; its interval is over pairs of runs of one seed, or where there is one alone, over
-tasks, as if both runs had been tested on different ones.
+Runs are told apart by `algo.mode`, and by `data.examples` where their data set has that, else by `data.shots`; panels
+by the data set that a source, or the source of a source, was trained on. Seeds of one mode and one number of images are
+one point. A gain is taken over the runs without a source that were tested on the same episodes; its interval is over
+pairs of runs of one seed, or where there is one alone, over tasks, as if both had been tested on different ones.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Points = dict[str, dict[str, tuple[float, float]]]  # mode -> number of images -
 
 @dataclass(frozen=True)
 class Panel:
-    """Runs on one data set that were trained and tested alike but for what they took over and how many images."""
+    """Runs on one data set that differ in what they took over, and in how many images they had."""
 
     title: str
     metric: str
@@ -63,21 +63,43 @@ def main(argv: list[str]) -> None:
 
 
 def panels(runs: Iterable[Run]) -> list[Panel]:
-    """One for each data set that was tested, training with steps apart from none."""
-    groups: dict[tuple[str, str, bool], list[Run]] = {}
+    """One for each data set that was tested, and each that a source was first trained on; those from scratch in all."""
+    groups: dict[tuple[str, str, bool], dict[str, list[Run]]] = {}
     for run in runs:
-        groups.setdefault((run.tested, run.metric, "data.examples" in run.settings), []).append(run)
-    return [_panel(tested, metric, examples, own) for (tested, metric, examples), own in groups.items()]
+        kind = (run.tested, run.metric, "data.examples" in run.settings)
+        groups.setdefault(kind, {}).setdefault(_origin(run), []).append(run)
+    found = []
+    for (tested, metric, examples), by_origin in groups.items():
+        base = by_origin.pop("", [])
+        for origin, own in by_origin.items() or [("", [])]:
+            title = f"{origin} to {tested}" if origin else tested
+            found.append(_panel(title, metric, examples, [*base, *own]))
+    return found
 
 
-def _panel(tested: str, metric: str, examples: bool, runs: list[Run]) -> Panel:
+def _origin(run: Run) -> str:
+    """The data set of the run at the end of the chain of sources; empty without one."""
+    place, data = run.settings.get("algo.source", "null"), ""
+    seen = set[str]()
+    while place != "null" and place not in seen:
+        seen.add(place)
+        source = next((one for one in find([Path(place)]) if isinstance(one, Run) and not one.again), None)
+        if source is None:
+            return Path(place).name
+        place, data = source.settings.get("algo.source", "null"), source.names["data"]
+    return data
+
+
+def _panel(title: str, metric: str, examples: bool, runs: list[Run]) -> Panel:
     key, images = ("data.examples", "training images of each class") if examples else ("data.shots", "shots")
     grid: dict[str, dict[str, list[Run]]] = {}
     for run in runs:
-        mode, size = run.settings.get("algo.mode", "null"), run.settings.get(key, "null")
-        grid.setdefault(SCRATCH if mode == "null" else mode, {}).setdefault(
-            "all" if size == "null" else size, []
-        ).append(run)
+        mode, size = (run.settings.get(name, "null") for name in ("algo.mode", key))
+        points = grid.setdefault(SCRATCH if mode == "null" else mode, {})
+        others = points.setdefault("all" if size == "null" else size, [])
+        if twice := next((other for other in others if other.seed == run.seed), None):
+            raise UserError(f"{twice.folder} and {run.folder} are one point, and have one seed. Leave out one of them.")
+        others.append(run)
     scores = {mode: {n: _mean(own) for n, own in row.items()} for mode, row in grid.items()}
     base = grid.get(SCRATCH, {})
     gains = {
@@ -85,7 +107,7 @@ def _panel(tested: str, metric: str, examples: bool, runs: list[Run]) -> Panel:
         for mode, row in grid.items()
         if mode != SCRATCH
     }
-    return Panel(f"{tested}, from scratch and from a source", metric, images, scores, gains)
+    return Panel(title, metric, images, scores, gains)
 
 
 def _mean(runs: list[Run]) -> tuple[float, float]:

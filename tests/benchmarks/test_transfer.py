@@ -19,14 +19,15 @@ def write(folder: Path, accuracy: float, mode: str | None, shots: int, seed: int
     """A finished run's result, as far as it is read."""
     episodes = more.pop("episodes", f"sha256:{shots}")
     record = {
-        **{"status": "completed", "algo": "transfer", "data": "omniglot", "backbone": "conv4", "seed": seed},
+        **{"status": "completed", "algo": "transfer", "backbone": "conv4", "seed": seed},
+        "data": more.pop("trained", "omniglot"),
         "metric": "accuracy",
         "test": {"accuracy": {"mean": accuracy, "ci95": 0.03, "tasks": 600}, "by_step": []},
         "protocol": {"episodes": episodes},
     }
     (folder / ".hydra").mkdir(parents=True)
     (folder / "result.json").write_text(json.dumps(record))
-    config = {"algo": {"mode": mode}, "data": {"shots": shots, **more}}
+    config = {"algo": {"mode": mode, "source": more.pop("source", None)}, "data": {"shots": shots, **more}}
     (folder / ".hydra" / "config.yaml").write_text(yaml.safe_dump(config))
 
 
@@ -55,6 +56,24 @@ def test_few_training_images_are_a_panel_of_their_own_with_all_of_them_last(tmp_
     write(tmp_path / "shots", 0.9, None, 1)
     found = {panel.images: panel.places for panel in panels(runs(tmp_path))}
     assert found == {"training images of each class": ["5", "20", "all"], "shots": ["1"]}
+
+
+def test_a_panel_is_of_the_data_at_the_end_of_a_chain_of_sources(tmp_path: Path) -> None:
+    glyphs, other = str(tmp_path / "elsewhere" / "glyphs"), str(tmp_path / "elsewhere" / "omniglot")
+    write(Path(glyphs), 0.9, None, 1, trained="glyphs")
+    write(Path(other), 0.9, None, 1)
+    write(tmp_path / "runs" / "scratch", 0.5, None, 1)
+    write(tmp_path / "runs" / "model", 0.6, "model", 1, source=glyphs)
+    write(tmp_path / "runs" / "target", 0.7, "target", 1, source=str(tmp_path / "runs" / "model"))
+    write(tmp_path / "runs" / "feature", 0.8, "feature", 1, source=other)
+    found = {panel.title: panel.gains for panel in panels(runs(tmp_path / "runs"))}
+    assert {title: sorted(gains) for title, gains in found.items()} == {
+        "glyphs to omniglot": ["model", "target"],
+        "omniglot to omniglot": ["feature"],
+    }
+    write(tmp_path / "runs" / "again", 0.9, "model", 1, source=glyphs)
+    with pytest.raises(UserError, match="one point, and have one seed"):
+        panels(runs(tmp_path / "runs"))
 
 
 def test_runs_that_were_tested_on_different_episodes_give_no_gain(tmp_path: Path) -> None:
