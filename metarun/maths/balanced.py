@@ -149,7 +149,13 @@ def kept(balance: Balance, heads: Heads, shared: int, by_head: bool = False) -> 
             f"balance: {type(balance).__name__} weighs heads by features that they share, and these tasks have inputs "
             "of their own. Take another, as balance=mgda, or data whose heads share their inputs."
         )
-    return balance.init(len(heads), shared)
+    entries = balance.init(len(heads), shared)
+    if len(heads) == 1 and (entries or balance.needs != "losses"):
+        raise UserError(
+            f"balance: {type(balance).__name__} weighs heads against each other, and these tasks have one, "
+            f"{next(iter(heads))}. Leave balance= out, or take data of several heads."
+        )
+    return entries
 
 
 def _by_losses(

@@ -6,14 +6,16 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
 from metarun.cli import CONF
+from metarun.construct import construct
 from metarun.engine.mapping import Parallel
-from metarun.maths.balanced import Objectives, balanced
+from metarun.maths.balanced import Objectives, balanced, kept
 from metarun.maths.losses import by_head
-from metarun.types import LOTS, Batch, Params, Score, learned
+from metarun.types import LOTS, Batch, Head, Params, Score, UserError, learned
 
 BALANCES = sorted(path.stem for path in (CONF / "balance").glob("*.yaml"))
 MAPPINGS = [Parallel("loop", 1), *(Parallel("vmap", chunk) for chunk in (1, 3, 4))]
@@ -224,3 +226,18 @@ def test_where_no_head_has_a_target_nothing_moves(mtl: Any) -> None:
 def drawn_lots(params: Params) -> Params:
     generator = torch.Generator().manual_seed(0)
     return {LOTS: torch.rand(params[LOTS].shape, generator=generator)} if LOTS in params else {}
+
+
+@pytest.mark.parametrize("balance", BALANCES)
+def test_one_head_has_nothing_to_be_weighed_against(balance: str) -> None:
+    """Whatever keeps something of each head, or asks for gradients, is refused; a mean of one is what it is."""
+    try:
+        weigher = construct(yaml.safe_load((CONF / "balance" / f"{balance}.yaml").read_text()), "balance")
+    except UserError as error:
+        pytest.skip(str(error))  # an extra is not installed
+    heads = {"digit": Head("class", 10)}
+    if weigher.needs == "losses" and not weigher.init(1, 5):
+        assert kept(weigher, heads, 5) == {} and weigher(torch.ones(1), None, {})[0].tolist() == [1.0]
+        return
+    with pytest.raises(UserError, match=r"^balance: \w+ weighs heads .* have one, digit\. Leave balance= out"):
+        kept(weigher, heads, 5)
