@@ -87,8 +87,8 @@ class MetaMultiTask:
         if self.outer_weighs:
             outer = kept(self.balance, heads, sum(params[name].numel() for name in own))
         if self.balanced != "outer":
-            size = sum(params[name].numel() for name in self.net.shared(params))
-            inner = kept(self.balance, heads, size, self.net.by_head)
+            shared = sum(params[name].numel() for name in self.net.shared(params))
+            inner = kept(self.balance, heads, shared, self.net.by_head)
         told = {name: p for name, p in inner.items() if name.startswith(NOW)}
         return {**params, **told, **outer, **{INNER + name: p for name, p in inner.items()}}
 

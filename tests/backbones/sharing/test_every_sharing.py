@@ -20,6 +20,7 @@ from metarun.cli import CONF
 from metarun.construct import construct
 from metarun.engine.mapping import Parallel
 from metarun.identity import hold_choices
+from metarun.maths.balanced import of_heads, weighed
 from metarun.maths.losses import by_head
 from metarun.maths.net import Net
 from metarun.settings import Job
@@ -194,13 +195,16 @@ def test_weights_weigh_what_heads_share_and_a_heads_own_gets_the_plain_mean(
         loss = by_head(net.heads, net(leaves, rows.x.flatten(0, 1)), y).losses[name]
         slope = torch.autograd.grad(loss, list(leaves.values()), materialize_grads=True)
         each.append(dict(zip(leaves, slope, strict=True)))
-    weighed = params if needs == "losses" else net.shared(params)
+    together = params if needs == "losses" else net.shared(params)
     expected = {}
     for name in params:
-        weights = WEIGHTS if name in weighed else torch.full((3,), 1 / 3, dtype=torch.float64)
+        weights = WEIGHTS if name in together else torch.full((3,), 1 / 3, dtype=torch.float64)
         expected[name] = sum(w * slope[name] for w, slope in zip(weights, each, strict=True))
     for parallel in (Parallel("loop", 1), Parallel("vmap", 4)):
         assert close(algo.meta_grad(params, rows, parallel)[0], expected, 1e-9)
+    if not alone:  # in an inner loop likewise
+        task = Batch(rows.x[0], {name: y[0] for name, y in rows.y.items()})
+        assert close(weighed(algo.balance, of_heads(net, params), params, task, [*params])[0], expected, 1e-9)
 
 
 @every
