@@ -111,7 +111,8 @@ def learner(shared: str, method: str) -> tuple[Any, Any]:
     weighs = "balance" in signature(target_of(section, "algo")).parameters
     chosen = yaml.safe_load((CONF / "balance" / f"{balance}.yaml").read_text())
     given: dict[str, Any] = {"balance": construct(chosen, "balance")} if weighs else {}
-    given |= dict.fromkeys({"source"} & {*signature(target_of(section, "algo")).parameters})
+    given |= {"source": None} if "source" in section else {}
+    section.pop("source", None)  # the run's, which hands over a network
     return construct(section, "algo", net=net, **given), sampler
 
 
