@@ -8,7 +8,7 @@ from typing import Any
 
 from metarun.build import Parts
 from metarun.errors import UserError, few, one_line
-from metarun.settings import Job
+from metarun.settings import CHOSEN, Job
 from metarun.types import Data, Heads
 
 KEPT = ("algo", "balance", "data", "backbone", "sharing", "optim")  # choices that a run keeps for its life
@@ -54,7 +54,8 @@ def hold_choices(job: Job, saved: Any) -> None:
     """Refuses to go on with a run by another algorithm or network than it was begun with."""
     then = saved["choices"] if saved else job.choices  # an older version did not remember
     for group in KEPT:
-        now, before = job.choices[group], then.get(group, str(None))  # an older version had no such group
+        now = job.choices[group]
+        before = then[group] if group in CHOSEN else then.get(group, str(None))  # an older version had fewer groups
         if now != before:
             raise UserError(
                 f"{group}={now}: the run in {job.folder} was begun with {group}={before}. "

@@ -216,7 +216,8 @@ def test_files_that_are_no_images_by_their_suffix_are_counted_and_skipped(
 ) -> None:
     root = animals(tmp_path, *"abcdef")
     before = folder(root).fingerprint
-    assert not caplog.messages
+    assert not any("suffix" in told for told in caplog.messages)  # a slow machine tells that it decodes
+    caplog.clear()
     for name in ("a/notes.txt", "a/more.TXT", "b/labels", "c/film.mpg", "c/drawing.eps"):
         (root / name).write_text("no image")
     assert folder(root).fingerprint == before
