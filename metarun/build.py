@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,8 +12,9 @@ from typing import Any
 import torch
 from torch.utils._pytree import tree_leaves
 
-from metarun.construct import check, construct, prepared, shown, takes
+from metarun.construct import construct, prepared, shown, takes
 from metarun.data.draw.offers import one_size
+from metarun.datasets import loaded
 from metarun.engine.compile import Compiled, check_compiler
 from metarun.engine.device import allow_tf32, pick
 from metarun.engine.room import Room
@@ -26,9 +26,7 @@ from metarun.maths.penalty import Penalty
 from metarun.maths.source import Pretrained
 from metarun.pretrained import pretrained
 from metarun.settings import Job
-from metarun.types import Algorithm, Balance, Data, Draw, MetaGradient, Optimizer, Reserved, Sampler, Source, paces
-
-_KEY = re.compile(r"(?<![\w./])data\.(\w+)(?=[=.\s])")
+from metarun.types import Algorithm, Balance, Data, Draw, MetaGradient, Optimizer, Reserved, Sampler, paces
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ def build(job: Job) -> Parts:
     if root.compile:
         check_compiler(device)
     factor, optimizer = _factor(job), _optimizer(job, device)
-    data, other = _load(job, device)
+    data, other = loaded(job, device)
     sampler = _training(job, data, device)
     steps = job.test.adapt_steps
     test = _exam(job, other, "test", job.test.tasks, job.test.seed, milestones(steps))
@@ -116,81 +114,6 @@ def _optimizer(job: Job, device: torch.device) -> Callable[[list[Any]], Optimize
     except (RuntimeError, ValueError, AssertionError) as error:
         raise UserError(f"optim: {one_line(error).rstrip('.')}. Change that key of optim.") from error
     return lambda params: made(params=params)
-
-
-def _load(job: Job, device: torch.device) -> tuple[Data, Data]:
-    """The data set that is trained on, and the one that is tested on."""
-    _check_test_data(job)
-    data = _loaded(job.sections["data"], "data", device, **_sources(job))
-    if job.test_data is None:
-        return data, data
-    other = _tested_on(job, data.shape, device)
-    if other.shape != data.shape:
-        raise UserError(
-            f"test.data={job.test.data} has inputs of shape {list(other.shape)}, the training data "
-            f"{list(data.shape)}: a meta-test across data sets needs the same."
-        )
-    if data.fingerprint == other.fingerprint:
-        _refuse_known(job, data, other)
-    return data, other
-
-
-def _refuse_known(job: Job, data: Data, other: Data) -> None:
-    """Two splits of the same images: what is a test class of one may be a training class of the other."""
-    trained = {name for split in ("train", "val") for name in data.classes.get(split, ())}
-    tested = other.classes.get("test", ())
-    if known := sum(name in trained for name in tested):
-        raise UserError(
-            f"test.data={job.test.data}: {known} of its {len(tested)} test classes are training or validation classes "
-            f"of data={job.choices['data']}, whose images are the same. Split both alike, name another test.root, or "
-            "leave test.data out."
-        )
-
-
-def _check_test_data(job: Job) -> None:
-    """Refuses keys of another data set for the meta-test, before any is loaded."""
-    if job.test_data is not None:
-        check({**job.test_data, **(job.test.keys or {})}, "test.keys")
-        return
-    for key, value in (("root", job.test.root), ("keys", job.test.keys)):
-        if value is not None:
-            raise UserError(
-                f"test.{key}={shown(value)} is about the data set that test.data names. Name it, as test.data=folder."
-            )
-
-
-def _tested_on(job: Job, shape: tuple[int, ...], device: torch.device) -> Data:
-    """Another data set for the meta-test, with its own keys where they were typed. Else its images are made the size
-    and colour of the run's, and all that it has is for tasks of the test."""
-    assert job.test_data is not None
-    test = job.test
-    fitting: dict[str, Any] = {"ways": test.ways, "shots": test.shots, "queries": test.queries, "splits": ["test"]}
-    if len(shape) == 3:
-        fitting |= {"size": shape[1], "colour": shape[0] == 3}
-    own = {key: value for key, value in fitting.items() if key in job.test_data}
-    try:
-        return _loaded({**job.test_data, **own, **(test.keys or {})}, "test.keys", device)
-    except UserError as error:
-        raise UserError(_KEY.sub(_as_typed, str(error))) from error
-
-
-def _as_typed(found: re.Match[str]) -> str:
-    """A key of `data` in an error, as the same key of the meta-test's data set is typed."""
-    return f"test.{found[1]}" if found[1] in ("root", "ways", "shots", "queries") else f"test.keys.{found[1]}"
-
-
-def _sources(job: Job) -> dict[str, Any]:
-    """The data sets that the chosen one names, where it takes them."""
-    if not takes(job.sections["data"], "data", "sources"):
-        return {}
-    prefixed = {name: (section, f"data.keys.{name}") for name, section in job.sources.items()}
-    return {"sources": {name: fulfilled(construct(*own), Source, own[1]) for name, own in prefixed.items()}}
-
-
-def _loaded(section: Any, prefix: str, device: torch.device, **given: Any) -> Data:
-    source = fulfilled(construct(section, prefix, **given), Source, prefix)
-    with Room(prefix, f"Lower what sets its size: metarun --cfg job shows the keys of {prefix}"):
-        return fulfilled(source.load(device), Data, prefix)
 
 
 def _training(job: Job, data: Data, device: torch.device) -> Sampler:

@@ -61,6 +61,7 @@ ALLOWED = {
     "tracking": WORDS | {"metrics", "engine"},
     "report": {"errors", "metrics"},
     "interface": WORDS | {"engine"},
+    "datasets": WORDS | {"construct", "settings", "interface", "engine"},
     "evaluate": WORDS | {"maths", "engine", "metrics"},
     "state": WORDS | {"engine"},
     "loop": WORDS | {"engine", "tracking", "metrics", "state"},

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
-import operator
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -18,6 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from metarun.maths.losses import loss
+from metarun.maths.network import Network, refuse_unfit, side_by_side, statistics_noted
 from metarun.maths.norm import NORMS, BatchNorm
 from metarun.types import MEMORY, Batch, Heads, Outputs, Params, Penalised, UserError, learned
 
@@ -25,30 +24,6 @@ TRUNK, HEAD = "trunk.", "head."
 OWN = "trunk.own."  # parts of a trunk that one head alone uses: `trunk.own.2.` is of the third
 _STAGE = re.compile(r"^.*?\.\d+(?=\.)")  # what the names of a stage's entries have in common: `trunk.blocks.0`
 SUPPORT = "support.x"  # φ's entry for the images whose statistics normalise its predictions
-
-
-class Network(nn.Module):
-    """A backbone and one linear layer wide enough for all heads."""
-
-    def __init__(self, trunk: nn.Module, outputs: int) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.head = nn.Linear(int(trunk.features), outputs)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.head(self.trunk(x))
-
-
-class OwnTrunks(nn.Module):
-    """A trunk for each head, side by side: features [B, H, D]."""
-
-    def __init__(self, trunks: Sequence[nn.Module]) -> None:
-        super().__init__()
-        self.own = nn.ModuleList(trunks)
-        self.features = int(trunks[0].features)  # type: ignore[arg-type]
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.stack([trunk(x) for trunk in self.own], 1)
 
 
 def width(heads: Heads) -> int:
@@ -83,7 +58,7 @@ class Net:
     ) -> Net:
         with torch.random.fork_rng(devices=[]):
             trunk = make_trunk()
-            _refuse_unfit(trunk, "sharing" if by_head else "backbone")
+            refuse_unfit(trunk, "sharing" if by_head else "backbone")
             module = Network(trunk, width(heads))
         return Net(make_trunk, heads, heads, norm_stats, half, module, by_head)
 
@@ -102,13 +77,13 @@ class Net:
         for size in outputs:
             torch.manual_seed(seed)
             drawn.append(Network(self.make_trunk(), size))
-        return _side_by_side(drawn) if self.apart else drawn[0]
+        return side_by_side(drawn) if self.apart else drawn[0]
 
     def separate(self) -> Net:
         """The same network for each head by itself: `features` are [B, H, D], and no entry is of two heads."""
         with torch.random.fork_rng(devices=[]):
             alone = [Network(deepcopy(self.module.trunk), head.size) for head in self.trained.values()]
-            module = _side_by_side(alone).train(self.module.training)
+            module = side_by_side(alone).train(self.module.training)
         return replace(self, module=module, apart=True)
 
     def testing(self, heads: Heads) -> Net:
@@ -186,7 +161,7 @@ class Net:
     def statistics(self, params: Params, x: Tensor) -> Params:
         """Mean and variance of each batch norm's input where the trunk sees x, named as φ's entries for them."""
         seen: Params = {}
-        with _recording(self.module.trunk, seen):
+        with statistics_noted(self.module.trunk, seen):
             functional_call(self.module.trunk, _trunk_of(params), (x,))
         return {TRUNK + name: t for name, t in seen.items()}
 
@@ -281,15 +256,6 @@ class Net:
         return loss(self.heads, replace(self, half=False)(params, batch.x), batch.y)
 
 
-def _side_by_side(networks: Sequence[Network]) -> Network:
-    """One network of several, with the outputs of all."""
-    joined = Network(OwnTrunks([network.trunk for network in networks]), sum(n.head.out_features for n in networks))
-    with torch.no_grad():
-        joined.head.weight.copy_(torch.cat([network.head.weight for network in networks]))
-        joined.head.bias.copy_(torch.cat([network.head.bias for network in networks]))
-    return joined
-
-
 def _trunk_of(params: Params) -> Params:
     """The entries that the trunk uses, under its own names; frozen ones are kept as memory."""
     named = ((name.removeprefix(MEMORY), p) for name, p in params.items())
@@ -303,44 +269,3 @@ def _sizes(heads: Heads) -> list[tuple[str, str, int]]:
 
 def _words(heads: Heads) -> str:
     return " and ".join(f"{name} ({head.size})" for name, head in heads.items())[:120]
-
-
-def _refuse_unfit(trunk: object, group: str) -> None:
-    """What is no backbone, one without a width, and one that keeps running statistics."""
-    if not isinstance(trunk, nn.Module):
-        raise UserError(f"{group}: a {type(trunk).__name__} is no torch.nn.Module. Name a class that is one.")
-    try:
-        features = operator.index(trunk.features)  # type: ignore[arg-type]
-    except (AttributeError, TypeError):
-        features = 0
-    if features < 1:
-        raise UserError(
-            f"{group}: {type(trunk).__name__} does not say how wide its output is. "
-            "Set its `features` to the number of values that it gives for one input."
-        )
-    for name, module in trunk.named_modules():
-        own = isinstance(module, nn.modules.batchnorm._NormBase) and module.running_mean is not None
-        if own or isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise UserError(
-                f"{group}: {name} is a {type(module).__name__}, whose running statistics no task owns. "
-                "Take metarun.maths.norm.BatchNorm in its place."
-            )
-
-
-@contextmanager
-def _recording(module: nn.Module, seen: Params) -> Iterator[None]:
-    def record(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def hook(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            axes = [d for d in range(inputs[0].ndim) if d != 1]
-            var, mean = torch.var_mean(inputs[0], axes, correction=0)
-            seen.update({f"{name}.mean": mean, f"{name}.var": var})
-
-        return hook
-
-    layers = [(name, m) for name, m in module.named_modules() if isinstance(m, BatchNorm)]
-    handles = [m.register_forward_pre_hook(record(name)) for name, m in layers]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
