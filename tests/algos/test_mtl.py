@@ -11,7 +11,6 @@ from torch import Tensor
 
 from metarun.algos.mtl import MultiTask
 from metarun.balance.equal import Equal
-from metarun.balance.famo import FAMO
 from metarun.balance.pcgrad import PCGrad
 from metarun.engine.mapping import Parallel
 from metarun.maths.net import OWN, Net
@@ -75,7 +74,6 @@ def test_a_group_of_classes_is_a_task_with_a_head_of_its_own(case: Callable[...,
 
 
 KINDS = {"digit": Head("class", 3, gaps=True), "parity": Head("class", 2), "ink": Head("value", 1)}
-BALANCES = [Equal(), PCGrad(), FAMO(0.1, 0.0, 0.0)]
 
 
 def rows(seed: int) -> Batch:
@@ -153,11 +151,3 @@ def test_single_task_training_refuses_new_heads_and_balances_of_gradients_in_one
         replace(algo, net=algo.net.testing({"class": Head("class", 5)})).adapt({}, rows(0), 1)
     with pytest.raises(UserError, match=r"^algo.single_task=true: .* balance of gradients .* Leave balance= out.$"):
         replace(algo, balance=PCGrad())
-
-
-@pytest.mark.parametrize("balance", BALANCES, ids=lambda balance: type(balance).__name__)
-def test_one_head_alone_is_trained_alike_by_every_balance(
-    balance: Balance, conv_net: Callable[..., Net], close: Callable[..., bool]
-) -> None:
-    alone, plain = (trained(learner(conv_net, ["ink"], b, single_task=False), VMAP) for b in (balance, Equal()))
-    assert close(learned(alone), learned(plain), 1e-5)
