@@ -26,7 +26,7 @@ from metarun.errors import UserError
 from metarun.metrics import cell, title
 from metarun.pretrained import network, opened
 from metarun.report.runs import Run, find
-from metarun.types import Head, Params
+from metarun.types import Head
 
 BATCH = 100
 CPU = torch.device("cpu")
@@ -66,14 +66,10 @@ def _row(folder: Path) -> Row:
     check_targets({"backbone": told["config"]["backbone"]}, None, [os.getcwd()], str(folder))
     heads = {name: Head(kind, size) for name, (kind, size) in told["heads"].items()}
     net = network(told, heads, f"{folder}: backbone")
-    params = {name.removeprefix("memory."): p for name, p in net.init(torch.Generator().manual_seed(0)).items()}
+    params = net.init(torch.Generator().manual_seed(0))
     images = torch.rand(BATCH, *told["shape"], generator=torch.Generator().manual_seed(0))
     work: dict[int, Callable[[], Any]] = {count: partial(net, params, images[:count]) for count in (1, BATCH)}
-    return Row(run, _count(params), work)
-
-
-def _count(params: Params) -> int:
-    return sum(p.numel() for p in params.values())
+    return Row(run, sum(p.numel() for p in params.values()), work)
 
 
 if __name__ == "__main__":

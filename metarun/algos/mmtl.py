@@ -82,13 +82,11 @@ class MetaMultiTask:
 
     def init(self, generator: torch.Generator) -> Params:
         params = self.net.init(generator)
-        heads, own = self.net.trained, self._network(params)
         outer, inner = {}, {}
         if self.outer_weighs:
-            outer = kept(self.balance, heads, sum(params[name].numel() for name in own))
+            outer = kept(self.balance, self.net, params, self._network(params))
         if self.balanced != "outer":
-            shared = sum(params[name].numel() for name in self.net.shared(params))
-            inner = kept(self.balance, heads, shared, self.net.by_head)
+            inner = kept(self.balance, self.net, params, self.net.shared(params))
         told = {name: p for name, p in inner.items() if name.startswith(NOW)}
         return {**params, **told, **outer, **{INNER + name: p for name, p in inner.items()}}
 

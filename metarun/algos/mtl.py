@@ -60,8 +60,7 @@ class MultiTask:
         params = self.used.init(generator)
         if self.single_task:
             return params
-        shared = sum(params[name].numel() for name in self.net.shared(params))
-        return {**params, **kept(self.balance, self.net.trained, shared, self.net.by_head)}
+        return {**params, **kept(self.balance, self.net, params, self.net.shared(params))}
 
     def adapt(self, params: Params, support: Batch, steps: int) -> Iterator[Params]:
         if self.single_task and not self.net.fits:

@@ -86,7 +86,7 @@ class Transfer:
 
     def init(self, generator: torch.Generator) -> Params:
         params = self._begun(supervised.init(self.net, generator, self.head))
-        self._still(params)
+        self._check_frozen(params)
         return params
 
     def check_trainable(self) -> None:
@@ -121,10 +121,8 @@ class Transfer:
         return new_head.read(self.net, fast, self._unit(fast, x))
 
     def meta_grad(self, params: Params, batch: Batch, parallel: ParallelMap) -> tuple[Params, Metrics]:
-        still = self._still(params)
-        if self._teacher is None:
-            return supervised.gradient(self.net, params, batch, parallel, still)
-        return supervised.gradient(self.net, params, batch, parallel, still, self._judged)
+        judged = self._judged if self._teacher else None
+        return supervised.gradient(self.net, params, batch, parallel, self._still(params), judged)
 
     @cached_property
     def _teacher(self) -> Net | None:
@@ -139,22 +137,22 @@ class Transfer:
             return with_teacher(fresh, self.source)
         return (on_features if self.mode == "feature" else begun)(self.net, fresh, self.source)
 
-    def _still(self, params: Params) -> list[str]:
-        """The learned entries that training leaves alone; patterns that leave out none, or all, are refused."""
-        still = []
+    def _still(self, params: Params) -> set[str]:
+        """The learned entries that training leaves alone."""
+        return {name for pattern in self.frozen for name in self.net.names(params, pattern)}
+
+    def _check_frozen(self, params: Params) -> None:
+        """Refuses patterns of which one leaves out nothing, or which leave out everything."""
         for pattern in self.frozen:
-            found = self.net.names(params, pattern)
-            if not found:
+            if not self.net.names(params, pattern):
                 raise UserError(
                     f"algo.frozen names {pattern}, which no learned entry matches. There are "
                     f"{', '.join(learned(params))[:200]}."
                 )
-            still += found
-        if learned(params).keys() == set(still):
+        if learned(params).keys() == self._still(params):
             raise UserError(
                 f"algo.frozen={list(self.frozen)} leaves nothing to train. Name fewer, or take train.steps=0."
             )
-        return still
 
     def _judged(self, params: Params, batch: Batch, outputs: Outputs) -> tuple[Tensor, Metrics]:
         """The loss of a student, and metrics."""

@@ -44,11 +44,9 @@ class Glyphs:
         shape = Shape(self.alphabets, self.characters, self.drawings)
         key = {"version": VERSION, "shape": shape, "seed": self.seed}
         collection = cached("glyphs", key, lambda: generate(*shape, self.seed))
-        classes = shape.split()
-        sizes = "/".join(str(len(chosen)) for chosen in classes.values())
         turned = {"train": self.rotations, "val": self.rotations, "test": False}
-        protocol = {"split": f"by alphabet: {sizes} characters (seed {self.seed})", "rotations": in_words(turned)}
-        data = split_classes("glyphs", collection, classes, turned, protocol, self.within, self.unlabelled)
+        protocol = {"split": shape.split_in_words(self.seed), "rotations": in_words(turned)}
+        data = split_classes("glyphs", collection, shape.split(), turned, protocol, self.within, self.unlabelled)
         return data.to(device, self.resident)
 
 

@@ -68,8 +68,7 @@ class GlyphsMulti:
         collection = cached("glyphs_multi", key, lambda: generate(shape, self.seed))
         told = {name: value for name, (_, value) in manners(shape, _dice(self.seed)).items()}
         classes = shape.split()
-        sizes = "/".join(str(len(chosen)) for chosen in classes.values())
-        protocol = {"split": f"by alphabet: {sizes} characters (seed {self.seed})", "rotations": "none"}
+        protocol = {"split": shape.split_in_words(self.seed), "rotations": "none"}
         upright = dict.fromkeys(classes, False)
         data = split_classes("glyphs_multi", collection, classes, upright, protocol, self.within)
         return replace(data, values=told, asked=asked).to(device, self.resident)

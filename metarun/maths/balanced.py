@@ -11,7 +11,7 @@ from torch import Tensor
 from metarun.maths.gradient import gradient_and_rest, leaves_of, pulled_back
 from metarun.maths.losses import by_head
 from metarun.maths.net import Net
-from metarun.types import Balance, Batch, Heads, Metrics, ParallelMap, Params, Score, UserError
+from metarun.types import Balance, Batch, Metrics, ParallelMap, Params, Score, UserError
 
 PULLING: Callable[..., Any] = torch.func.vjp  # whose own type does not know of has_aux
 
@@ -129,12 +129,11 @@ def _weighed_features(
     return {**of_own, **back(torch.tensordot(weights, of_features, 1))[0]}, entries
 
 
-def kept(balance: Balance, heads: Heads, shared: int, by_head: bool = False) -> Params:
-    """What a balance keeps for these heads, which have so many numbers in common; one that does not fit is refused.
-
-    `by_head`: each head has features of its own.
-    """
-    if balance.needs == "features" and by_head:
+def kept(balance: Balance, net: Net, params: Params, shared: Collection[str]) -> Params:
+    """What a balance keeps for the trained heads of a network, which have the `shared` entries of θ in common; one that
+    does not fit is refused."""
+    heads = net.trained
+    if balance.needs == "features" and net.by_head:
         raise UserError(
             f"balance: {type(balance).__name__} weighs heads by features that they share, and sharing= gives each head "
             "features of its own. Take another, as balance=mgda, or leave sharing= out."
@@ -149,7 +148,7 @@ def kept(balance: Balance, heads: Heads, shared: int, by_head: bool = False) -> 
             f"balance: {type(balance).__name__} weighs heads by features that they share, and these tasks have inputs "
             "of their own. Take another, as balance=mgda, or data whose heads share their inputs."
         )
-    entries = balance.init(len(heads), shared)
+    entries = balance.init(len(heads), sum(params[name].numel() for name in shared))
     if len(heads) == 1 and (entries or balance.needs != "losses"):
         raise UserError(
             f"balance: {type(balance).__name__} weighs heads against each other, and these tasks have one, "

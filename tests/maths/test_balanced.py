@@ -15,6 +15,7 @@ from metarun.construct import construct
 from metarun.engine.mapping import Parallel
 from metarun.maths.balanced import Objectives, balanced, kept
 from metarun.maths.losses import by_head
+from metarun.maths.net import Net
 from metarun.types import LOTS, Batch, Head, Params, Score, UserError, learned
 
 BALANCES = sorted(path.stem for path in (CONF / "balance").glob("*.yaml"))
@@ -229,15 +230,18 @@ def drawn_lots(params: Params) -> Params:
 
 
 @pytest.mark.parametrize("balance", BALANCES)
-def test_one_head_has_nothing_to_be_weighed_against(balance: str) -> None:
+def test_one_head_has_nothing_to_be_weighed_against(balance: str, conv_net: Callable[..., Net]) -> None:
     """Whatever keeps something of each head, or asks for gradients, is refused; a mean of one is what it is."""
     try:
         weigher = construct(yaml.safe_load((CONF / "balance" / f"{balance}.yaml").read_text()), "balance")
     except UserError as error:
         pytest.skip(str(error))  # an extra is not installed
-    heads = {"digit": Head("class", 10)}
+    net = replace(conv_net("none"), trained={"digit": Head("class", 10)})
+    params = net.init(torch.Generator().manual_seed(0))
     if weigher.needs == "losses" and not weigher.init(1, 5):
-        assert kept(weigher, heads, 5) == {} and weigher(torch.ones(1), None, {})[0].tolist() == [1.0]
+        assert kept(weigher, net, params, net.shared(params)) == {} and weigher(torch.ones(1), None, {})[
+            0
+        ].tolist() == [1.0]
         return
     with pytest.raises(UserError, match=r"^balance: \w+ weighs heads .* have one, digit\. Leave balance= out"):
-        kept(weigher, heads, 5)
+        kept(weigher, net, params, net.shared(params))

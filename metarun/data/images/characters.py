@@ -62,6 +62,11 @@ class Shape(NamedTuple):
         a, b, c = ((self.alphabets - rest) * self.characters for rest in (val + test, test, 0))
         return {"train": range(a), "val": range(a, b), "test": range(b, c)}
 
+    def split_in_words(self, seed: int) -> str:
+        """The same for a result's protocol."""
+        sizes = "/".join(str(len(chosen)) for chosen in self.split().values())
+        return f"by alphabet: {sizes} characters (seed {seed})"
+
     def check_memory(self) -> None:
         """Refuses what cannot be invented here."""
         needed = self.alphabets * self.characters * (CHARACTER + self.drawings * DRAWING)
