@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -33,6 +34,9 @@ class Compiled:
             print(f"compiling the meta-step ({parallel}): its first run takes a minute or more", flush=True)
             traced = make_fx(partial(self.algo.meta_grad, parallel=parallel))(params, sample)
             self.programs[key] = torch.compile(traced, dynamic=False)
+            with warnings.catch_warnings():
+                warnings.filterwarnings("ignore", module=r"torch\._inductor")  # it recommends what precision= decides
+                return self.programs[key](params, sample)
         return self.programs[key](params, sample)
 
 
