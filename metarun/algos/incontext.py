@@ -2,14 +2,15 @@
 
     (h_b, v_b) = (E f(x_b), e_{y_b}),  then layer by layer over support rows b'               adapt
         a = softmax over b' of  q(h_b)·k(h_b') / √d + β ⟨v_b, v_b'⟩      (each head)
-        h_b += Σ a value(h_b'),  v_b += Σ over heads of g(h_b) Σ a v_b',  h_b += MLP(h_b)
+        h_b += Σ a value(h_b'),  v_b += mean over heads of s(h_b) (Σ a v_b' − v_b),  h_b += MLP(h_b)
     (h, v) = (E f(x), 0), through the same layers over the same rows                          predict
     logit_n = γ (cos(h, mean of h_b over class n) + ⟨v, e_n⟩)                                 predict
     ∇_θ  mean over tasks of L_query                                                           meta_grad
 
-A token is features h and a label v; q, k, value and g are linear, after layer norm. Labels are orthogonal unit vectors
-e_1 ... e_N, so all at one angle, and are met with in inner products and in weighted sums alone: to rename classes turns
-their space, and changes no number but its place. So there may be any number of ways. There are no positions: rows are
+A token is features h and a label v; q, k and value are linear, and s is a sigmoid, after layer norm. Labels are
+orthogonal unit vectors e_1 ... e_N, so all at one angle, and are met with in inner products and in weighted means
+alone: to rename classes turns their space, and changes no number but its place; and a query's ⟨v, e_n⟩ is a share of
+votes, from 0 to 1, among few rows as among many. So there may be any number of ways. There are no positions: rows are
 a set. A query sees the rows, and no row or query sees a query. γ is learned by its logarithm, from `scale`.
 SNAIL reads a sequence, with its order. CAML's tokens are features and label in one vector, those of a fixed number
 of labels; its large transformer stands on a frozen CLIP; here it is small, and trained together with the trunk f.
@@ -123,7 +124,7 @@ class Layer(nn.Module):
         scores = query @ key.mT / query.shape[-1] ** 0.5 + self.same * (v @ row_v.T)  # [heads, A, B]
         attention = scores.masked_fill(~known, torch.finfo(h.dtype).min).softmax(-1)
         h = h + self.back((attention @ value).transpose(0, 1).flatten(1))
-        v = v + (self.gates(seen).T[..., None] * (attention @ row_v)).sum(0)
+        v = v + (self.gates(seen).sigmoid().T[..., None] * (attention @ row_v - v)).mean(0)
         return h + self.down(F.gelu(self.up(self.norm_up(h)))), v
 
     def _by_head(self, t: Tensor) -> Tensor:

@@ -54,10 +54,23 @@ def test_before_training_a_layer_leaves_features_alone_and_labels_come_from_atte
     h, rows, v = random(3, 6), random(5, 6), torch.zeros(3, 4, dtype=torch.float64)
     labels = F.one_hot(torch.tensor([0, 1, 2, 0, 1]), 4).double()
     with torch.no_grad():
-        layer.back.bias.zero_(), layer.down.bias.zero_(), layer.gates.weight.zero_(), layer.gates.bias.fill_(0.5)
+        layer.back.bias.zero_(), layer.down.bias.zero_(), layer.gates.weight.zero_(), layer.gates.bias.fill_(50.0)
         new_h, new_v = layer(h, v, rows, labels, torch.ones(5, dtype=torch.bool))
     assert torch.allclose(new_h, h, atol=1e-12) and torch.allclose(new_v.sum(1), torch.ones(3).double(), atol=1e-12)
     assert (new_v[:, :3] > 0).all() and not new_v[:, 3].any()
+
+
+@pytest.mark.parametrize("rows", [1, 5, 60])
+def test_a_querys_label_is_a_vote_of_the_rows_whatever_was_learned(rows: int) -> None:
+    """Each class has a share from 0 to 1, and all have 1 at most, among few rows as among many."""
+    layer, v = Layer(6, 2).double(), torch.zeros(7, 3, dtype=torch.float64)
+    labels = F.one_hot(torch.arange(rows) % 3, 3).double()
+    with torch.no_grad():
+        for p in layer.parameters():
+            p.copy_(10 * random(*p.shape))
+        for _ in range(3):
+            _, v = layer(random(7, 6), v, random(rows, 6), labels, torch.ones(rows, dtype=torch.bool))
+            assert (v >= 0).all() and (v.sum(1) <= 1 + 1e-12).all() and v.any()
 
 
 def test_attention_to_rows_is_torchs() -> None:
@@ -77,9 +90,10 @@ def test_attention_to_rows_is_torchs() -> None:
 
 
 def test_without_attention_it_is_a_nearest_class_mean_by_cosine(found: Any) -> None:
-    """With no gates, values and hidden units, features are those of the linear embedding."""
-    names = ("back", "down", "gates")
+    """With closed gates, no values and no hidden units, features are those of the linear embedding."""
+    names = ("back", "down")
     still = {n: torch.zeros_like(p) if any(f".{name}." in n for name in names) else p for n, p in found.params.items()}
+    still |= {n: p - 1000 for n, p in still.items() if n.endswith("gates.bias")}
     support, query = one_task(found)
     net, weight, bias = found.algo.net, still["reader.embed.weight"], still["reader.embed.bias"]
     seen, asked = (F.linear(net.features(still, x), weight, bias) for x in (support.x, query.x))
