@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import torch
 
+from metarun.build import build
 from metarun.data import mnist_tasks as module
 from metarun.data.draw.table import TableData
 from metarun.data.images import mnist
 from metarun.errors import UserError
+from metarun.settings import Job
 from metarun.types import Head
 
 CPU = torch.device("cpu")
@@ -207,3 +209,21 @@ def test_the_real_mnist(configured: Callable[..., Any], shared: Path) -> None:
     ink, images = data.splits["test"].targets["ink"][:, 0], data.images[data.splits["test"].image]
     darkness = images.float().mean((1, 2, 3))
     assert float(torch.corrcoef(torch.stack([ink, darkness]))[0, 1]) == pytest.approx(1, abs=1e-5)
+
+
+def test_statistics_of_a_support_set_are_refused_where_there_is_none(
+    small_mnist: Any, job: Callable[..., Job], tmp_path: Path
+) -> None:
+    small_mnist.write(tmp_path)
+    rows = (
+        "data=mnist_tasks",
+        f"data.root={tmp_path}",
+        "data.queries=2",
+        "algo=mtl",
+        "device=cpu",
+        "norm_stats=support",
+    )
+    with pytest.raises(UserError, match=r"^norm_stats=support: the test's tasks have no support rows.*data\.shots=0"):
+        build(job(*rows))
+    build(job(*rows, "backbone.norm=none"))  # nothing to normalise by
+    build(job(*rows, "data.shots=2"))
