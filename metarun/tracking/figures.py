@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 GREY = 0.5  # shows beside white paper and beside black
+MOST = 10  # images of a way in a picture, to learn from and to be judged by
 COLOURS = ("#2563eb", "#d97706", "#059669", "#be185d", "#6d28d9", "#475569")
 
 
@@ -98,10 +99,10 @@ def _dress(axes: Axes, steps: list[int], names: list[str]) -> None:
 def episode_picture(support: Tensor, query: Tensor, ways: int) -> Tensor:
     """One episode as one picture [C, H, W]: a row per way, support left of the gap, query right of it.
 
-    Both are [K*N, C, H, W], shot by shot: each N rows in a row hold one image of every way.
+    Both are [K*N, C, H, W], shot by shot: each N rows in a row hold one image of every way. Ten of each are shown.
     """
-    images = torch.cat([by_way(support, ways), by_way(query, ways)], dim=1)
-    return grid(images, left=len(support) // ways)
+    known, asked = by_way(support, ways)[:, :MOST], by_way(query, ways)[:, :MOST]
+    return grid(torch.cat([known, asked], dim=1), left=known.shape[1])
 
 
 def by_way(images: Tensor, ways: int) -> Tensor:

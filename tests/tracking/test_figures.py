@@ -76,6 +76,12 @@ def test_each_image_of_an_episode_stands_in_the_row_of_its_way(channels: int) ->
         assert seen == pytest.approx([way * 0.3 + column * 0.01 + 0.01 for column in range(shots + queries)])
 
 
+def test_of_many_images_the_first_ten_are_shown_on_each_side() -> None:
+    few = figures.episode_picture(torch.zeros(30, 1, 8, 8), torch.ones(20, 1, 8, 8), ways=2)
+    many = figures.episode_picture(torch.zeros(60, 1, 8, 8), torch.ones(200, 1, 8, 8), ways=2)
+    assert few.equal(many)
+
+
 def test_the_gap_lies_between_support_and_query() -> None:
     picture = figures.grid(torch.zeros(1, 4, 1, 64, 64), left=1)
     _, lengths = (picture[0, 32] == figures.GREY).int().unique_consecutive(return_counts=True)
