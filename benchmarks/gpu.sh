@@ -28,11 +28,13 @@ for part in ${*:-tests throughput compiled resnet convolution recipes}; do
         convolution) timeout 45 "$python" -m benchmarks.convolution --device cuda --repeats 3 --seconds 0.05 \
             --out "$out/cuda_convolution.json" ;;
         recipes)
+            running=()
             for recipe in maml fomaml reptile anil protonet; do
                 "$python" -m metarun "experiment=paper/${recipe}_5w1s" compile=true parallel=vmap train.max_time=252s \
                     test.tasks=600 "hydra.run.dir=$out/$recipe" > "$out/$recipe.txt" 2>&1 &
+                running+=($!)
             done
-            wait ;;
+            for one in "${running[@]}"; do wait "$one" || failed=1; done ;;
         *) echo "benchmarks/gpu.sh: there is no part $part" >&2; exit 2 ;;
     esac || failed=1
 done

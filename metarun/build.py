@@ -64,7 +64,7 @@ def build(job: Job) -> Parts:
         val = _exam(job, data, "val", job.val.tasks, job.val.seed, [steps])
         _refuse_shared(val, test, job)
     net = _net(job, data, sampler).to(device)
-    _check_statistics(job, net, test)
+    _check_statistics(job, net)
     source = pretrained(job, data, sampler.heads, device) if job.source else None
     algo, tested = by_phase(job, net, source), by_phase(job, net.testing(test.sampler.heads), source)
     check_sample(algo(0), sampler.gather(sampler.draw(1, torch.Generator())), drawn_by(job, data))
@@ -204,15 +204,13 @@ def _check_algorithm(trained: Algorithm, tested: Algorithm, sampler: Sampler, ex
     check_algorithm(trained, tested, params, episode, sample)
 
 
-def _check_statistics(job: Job, net: Net, test: Exam) -> None:
+def _check_statistics(job: Job, net: Net) -> None:
     """Refuses to normalise by the statistics of support rows where there are none."""
-    if job.root.norm_stats == "support" and net.batch_norm:
-        rows = test.sampler.gather(test.first().draw).support.x.shape[1]
-        if not rows:
-            raise UserError(
-                "norm_stats=support: the test's tasks have no support rows whose statistics batch norm could take "
-                "(data.shots=0). Take norm_stats=batch, or give shots."
-            )
+    if job.root.norm_stats == "support" and net.batch_norm and job.test.shots == 0:
+        raise UserError(
+            "norm_stats=support: the test's tasks have no support rows whose statistics batch norm could take "
+            f"({job.owner('test')}.shots=0). Take norm_stats=batch, or give shots."
+        )
 
 
 def _check_phases(job: Job, algo: Callable[[int], Algorithm]) -> None:
