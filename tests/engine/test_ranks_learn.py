@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from functools import partial
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,6 +37,8 @@ from metarun.types import Batch, Head, Heads, Params, learned
 ROOT = Path(__file__).parents[2]
 CONF = ROOT / "conf"
 BALANCES, ALGOS = (sorted(p.stem for p in (CONF / group).glob("*.yaml")) for group in ("balance", "algo"))
+if find_spec("torchjd") is None:
+    BALANCES.remove("torchjd")
 
 
 def needs(balance: str) -> str:
