@@ -19,7 +19,8 @@ What a finished run, the source, hands over is said by `mode`:
     model       all weights, as a start: a stage d below the output layer moves at (layer_rate)ᵈ of the outer rate
     target      (1 − λ) L + λ T² KL(teacher ‖ student): its network is the teacher, λ is `soft`, T is `temperature`
 
-As a student descends on a new task's support set (`test_adapt` head or all), the teacher has been fitted to it before.
+As a student descends on a new task's support set (`test_adapt` head or all), the teacher has been fitted to it before,
+and what it makes of images without a label there counts too.
 
 Chen, Liu, Kira, Wang, Huang: A Closer Look at Few-shot Classification. ICLR 2019, arXiv 1904.04232.
 Wang, Chao, Weinberger, van der Maaten: SimpleShot. 2019, arXiv 1911.04623.
@@ -42,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.maths import closed_head, new_head, supervised
-from metarun.maths.distil import soft_loss
+from metarun.maths.distil import everywhere, soft_loss
 from metarun.maths.losses import judge, loss
 from metarun.maths.net import Net
 from metarun.maths.source import Pretrained, begun, on_features, told_by, with_teacher
@@ -173,7 +174,7 @@ class Transfer:
 
         def objective(outputs: Outputs, y: Targets) -> Tensor:
             told = {name: y[TAUGHT + name] for name in self.net.heads}
-            return self._mixed(loss(self.net.heads, outputs, y), outputs, told, y)
+            return self._mixed(loss(self.net.heads, outputs, y), outputs, told, everywhere(self.net.heads, y))
 
         return new_head.fit(
             self.net, params, Batch(support.x, {**support.y, **taught}), self.inner_lr, steps, moving, objective

@@ -30,6 +30,15 @@ def soft_loss(heads: Heads, outputs: Outputs, taught: Outputs, y: Targets, tempe
     return mean(Score(losses, rows, {name: {} for name in losses}))[0]
 
 
+def everywhere(heads: Heads, y: Targets) -> Targets:
+    """Targets by which all rows count of a head that has a label in one: some label stands where there is none."""
+    filled = {}
+    for name, head in heads.items():
+        known = ~y[name].isnan() if head.kind == "value" else y[name] >= 0
+        filled[name] = torch.where(known.any() & ~known, 0, y[name])
+    return filled
+
+
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:
     """T² KL of each row [B]; a class that the teacher excludes adds nothing."""
     p = (teacher / temperature).softmax(-1)

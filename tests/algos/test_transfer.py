@@ -296,13 +296,16 @@ def test_a_teacher_of_other_classes_is_refused_in_training_and_taken_at_the_test
     assert scores(target, support, query.x).isfinite().all()
 
 
+@pytest.mark.parametrize("unlabelled", [0, 2])
 @pytest.mark.parametrize("test_adapt", ["head", "all"])
-def test_a_student_fits_a_new_task_to_its_labels_and_to_the_teacher_fitted_to_it(
-    test_adapt: str, case: Callable[..., Any], close: Callable[..., bool]
+def test_a_student_fits_a_new_task_to_its_labels_and_to_what_the_teacher_fitted_to_them_makes_of_all_images(
+    test_adapt: str, unlabelled: int, case: Callable[..., Any], close: Callable[..., bool]
 ) -> None:
     target = taken(case, "target", known=False, soft=0.6, temperature=2.0, test_adapt=test_adapt, inner_lr=0.5)
-    support, _ = task_of(target)
-    y, net, params = support.y["class"], target.tested.net, target.params
+    x, labels = task_of(target).support
+    y, net, params = labels["class"].clone(), target.tested.net, target.params
+    y[:unlabelled] = -100
+    support = Batch(x, {"class": y})
     teacher = F.normalize(target.algo.source.net.features(target.algo.source.params, support.x), dim=-1)
     told = F.linear(teacher, *logistic(teacher, y, 3))
     start = {**params, "head.weight": torch.zeros(3, 4).double(), "head.bias": torch.zeros(3).double()}

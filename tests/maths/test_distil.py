@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.maths.distil import soft_loss
+from metarun.maths.distil import everywhere, soft_loss
 from metarun.maths.prototypes import NEVER
 from metarun.types import Head
 
@@ -42,6 +42,17 @@ def test_rows_without_a_target_count_for_nothing_and_heads_count_alike() -> None
     of_classes = soft_loss(CLASS, {"c": logits(0)[rows]}, {"c": logits(1)[rows]}, {"c": torch.zeros(3).long()}, 2.0)
     of_values = (values - told)[:4].square().mean()
     assert torch.allclose(found, (of_classes + of_values) / 2, atol=1e-12)
+
+
+def test_everywhere_all_rows_count_of_the_heads_that_have_a_label() -> None:
+    values, told = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(2), **DOUBLE)
+    y = {"c": torch.tensor([1, -100, 2, -100, 0]), "v": torch.full((5, 2), torch.nan, **DOUBLE)}
+    outputs, taught = {"c": logits(0), "v": values}, {"c": logits(1), "v": told}
+    of_classes = soft_loss(CLASS, outputs, taught, {"c": torch.zeros(5).long()}, 2.0)
+    assert torch.equal(soft_loss(BOTH, outputs, taught, everywhere(BOTH, y), 2.0), of_classes)
+    y["v"][3] = values[3]
+    both = soft_loss(BOTH, outputs, taught, everywhere(BOTH, y), 2.0)
+    assert torch.allclose(both, (of_classes + (values - told).square().mean()) / 2, atol=1e-12)
 
 
 def test_a_class_that_the_teacher_excludes_gives_no_nan() -> None:
