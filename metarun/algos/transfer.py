@@ -33,7 +33,7 @@ Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. 2015, arXiv
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Annotated, Literal
@@ -43,7 +43,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.maths import closed_head, new_head, supervised
-from metarun.maths.distil import everywhere, soft_loss
+from metarun.maths.distil import labelled, soft_loss
 from metarun.maths.losses import judge, loss
 from metarun.maths.net import Net
 from metarun.maths.source import Pretrained, begun, on_features, told_by, with_teacher
@@ -159,22 +159,25 @@ class Transfer:
         """The loss of a student, and metrics."""
         assert self._teacher is not None
         hard, metrics = judge(self.net.heads, outputs, batch.y)
-        total = self._mixed(hard, outputs, told_by(self._teacher, params, batch), batch.y)
+        told, rows = told_by(self._teacher, params, batch), labelled(self.net.heads, batch.y)
+        total = self._mixed(hard, outputs, told, rows)
         return total, {**metrics, "loss": total.detach()}
 
-    def _mixed(self, hard: Tensor, outputs: Outputs, taught: Outputs, y: Targets) -> Tensor:
-        """(1 − λ) L + λ T² KL(teacher ‖ student)."""
-        return (1 - self.soft) * hard + self.soft * soft_loss(self.net.heads, outputs, taught, y, self.temperature)
+    def _mixed(self, hard: Tensor, outputs: Outputs, taught: Outputs, rows: Mapping[str, Tensor]) -> Tensor:
+        """(1 − λ) L + λ T² KL(teacher ‖ student), the latter over the rows of each head that count."""
+        return (1 - self.soft) * hard + self.soft * soft_loss(self.net.heads, outputs, taught, rows, self.temperature)
 
     def _fitted(self, params: Params, support: Batch, steps: int, moving: Literal["head", "all"]) -> Iterator[Params]:
-        """Descends on the support set; a student, on what its teacher makes of that, too."""
+        """Descends on the support set; a student, on what its teacher makes of that, too: of all rows, where any of a
+        head has a label."""
         if self._teacher is None or not len(support.x):
             return new_head.fit(self.net, params, support, self.inner_lr, steps, moving)
         taught = {TAUGHT + name: told for name, told in told_by(self._teacher, params, support).items()}
 
         def objective(outputs: Outputs, y: Targets) -> Tensor:
             told = {name: y[TAUGHT + name] for name in self.net.heads}
-            return self._mixed(loss(self.net.heads, outputs, y), outputs, told, everywhere(self.net.heads, y))
+            rows = {name: known.any().expand_as(known) for name, known in labelled(self.net.heads, y).items()}
+            return self._mixed(loss(self.net.heads, outputs, y), outputs, told, rows)
 
         return new_head.fit(
             self.net, params, Batch(support.x, {**support.y, **taught}), self.inner_lr, steps, moving, objective

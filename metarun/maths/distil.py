@@ -3,12 +3,14 @@
     T² KL(softmax(t / T) ‖ softmax(s / T))    of logits s of the student and t of the teacher, T the temperature
     ‖s − t‖²                                    of values
 
-T² keeps the size of the slope, which falls as 1 / T². A row that has no label of a head counts for nothing there.
+T² keeps the size of the slope, which falls as 1 / T².
 
 Hinton, Vinyals, Dean: Distilling the Knowledge in a Neural Network. 2015, arXiv 1503.02531.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -17,26 +19,25 @@ from metarun.maths.losses import mean
 from metarun.types import Heads, Outputs, Score, Targets
 
 
-def soft_loss(heads: Heads, outputs: Outputs, taught: Outputs, y: Targets, temperature: float) -> Tensor:
-    """How far the student's outputs are from what the teacher tells: the mean over rows, and over heads."""
+def soft_loss(
+    heads: Heads, outputs: Outputs, taught: Outputs, counted: Mapping[str, Tensor], temperature: float
+) -> Tensor:
+    """How far the student's outputs are from what the teacher tells: the mean over those rows of each head that count
+    [B], and over heads."""
     losses, rows = {}, {}
     for name, head in heads.items():
         if head.kind == "value":
-            each, known = (outputs[name] - taught[name]).square().mean(-1), ~y[name].isnan().any(-1)
+            each = (outputs[name] - taught[name]).square().mean(-1)
         else:
-            each, known = _divergence(outputs[name], taught[name], temperature), y[name] >= 0
-        rows[name] = known.sum().to(each.dtype)
-        losses[name] = each.masked_fill(~known, 0.0).sum() / rows[name].clamp(min=1)
+            each = _divergence(outputs[name], taught[name], temperature)
+        rows[name] = counted[name].sum().to(each.dtype)
+        losses[name] = each.masked_fill(~counted[name], 0.0).sum() / rows[name].clamp(min=1)
     return mean(Score(losses, rows, {name: {} for name in losses}))[0]
 
 
-def everywhere(heads: Heads, y: Targets) -> Targets:
-    """Targets by which all rows count of a head that has a label in one: some label stands where there is none."""
-    filled = {}
-    for name, head in heads.items():
-        known = ~y[name].isnan() if head.kind == "value" else y[name] >= 0
-        filled[name] = torch.where(known.any() & ~known, 0, y[name])
-    return filled
+def labelled(heads: Heads, y: Targets) -> dict[str, Tensor]:
+    """By head, which rows have a label: [B]."""
+    return {n: ~y[n].isnan().any(-1) if head.kind == "value" else y[n] >= 0 for n, head in heads.items()}
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

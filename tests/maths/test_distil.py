@@ -5,12 +5,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.maths.distil import everywhere, soft_loss
+from metarun.maths.distil import labelled, soft_loss
 from metarun.maths.prototypes import NEVER
 from metarun.types import Head
 
 DOUBLE = {"dtype": torch.float64}
 CLASS, BOTH = {"c": Head("class", 4)}, {"c": Head("class", 4), "v": Head("value", 2)}
+ALL = {"c": torch.ones(5).bool()}
 
 
 def logits(seed: int, rows: int = 5) -> Tensor:
@@ -21,7 +22,7 @@ def logits(seed: int, rows: int = 5) -> Tensor:
 def test_the_slope_of_a_students_logits_is_the_difference_of_softened_guesses(temperature: float) -> None:
     """∂/∂s of T² KL(softmax(t / T) ‖ softmax(s / T)) = T (softmax(s / T) − softmax(t / T)), a mean over rows."""
     student, teacher = logits(0).requires_grad_(), logits(1)
-    loss = soft_loss(CLASS, {"c": student}, {"c": teacher}, {"c": torch.tensor([0, 1, 2, 3, 0])}, temperature)
+    loss = soft_loss(CLASS, {"c": student}, {"c": teacher}, ALL, temperature)
     log_p, log_q = (F.log_softmax(t / temperature, -1) for t in (teacher, student))
     assert torch.allclose(loss, temperature**2 * F.kl_div(log_q, log_p, log_target=True, reduction="batchmean"))
     (slope,) = torch.autograd.grad(loss, student)
@@ -30,34 +31,34 @@ def test_the_slope_of_a_students_logits_is_the_difference_of_softened_guesses(te
 
 def test_a_student_that_says_what_its_teacher_says_has_no_slope() -> None:
     student = logits(0).requires_grad_()
-    loss = soft_loss(CLASS, {"c": student}, {"c": student.detach()}, {"c": torch.zeros(5).long()}, 3.0)
+    loss = soft_loss(CLASS, {"c": student}, {"c": student.detach()}, ALL, 3.0)
     assert abs(loss.item()) < 1e-14 and torch.autograd.grad(loss, student)[0].abs().max() < 1e-15
 
 
-def test_rows_without_a_target_count_for_nothing_and_heads_count_alike() -> None:
+def test_rows_that_do_not_count_are_nothing_and_heads_count_alike() -> None:
     values, told = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(2), **DOUBLE)
-    y = {"c": torch.tensor([1, -100, 2, -100, 0]), "v": torch.where(torch.arange(5)[:, None] < 4, values, torch.nan)}
-    found = soft_loss(BOTH, {"c": logits(0), "v": values}, {"c": logits(1), "v": told}, y, 2.0)
-    rows = [0, 2, 4]
-    of_classes = soft_loss(CLASS, {"c": logits(0)[rows]}, {"c": logits(1)[rows]}, {"c": torch.zeros(3).long()}, 2.0)
-    of_values = (values - told)[:4].square().mean()
-    assert torch.allclose(found, (of_classes + of_values) / 2, atol=1e-12)
-
-
-def test_everywhere_all_rows_count_of_the_heads_that_have_a_label() -> None:
-    values, told = torch.randn(2, 5, 2, generator=torch.Generator().manual_seed(2), **DOUBLE)
-    y = {"c": torch.tensor([1, -100, 2, -100, 0]), "v": torch.full((5, 2), torch.nan, **DOUBLE)}
     outputs, taught = {"c": logits(0), "v": values}, {"c": logits(1), "v": told}
-    of_classes = soft_loss(CLASS, outputs, taught, {"c": torch.zeros(5).long()}, 2.0)
-    assert torch.equal(soft_loss(BOTH, outputs, taught, everywhere(BOTH, y), 2.0), of_classes)
-    y["v"][3] = values[3]
-    both = soft_loss(BOTH, outputs, taught, everywhere(BOTH, y), 2.0)
-    assert torch.allclose(both, (of_classes + (values - told).square().mean()) / 2, atol=1e-12)
+    rows = {"c": torch.tensor([True, False, True, False, True]), "v": torch.arange(5) < 4}
+    of_classes = soft_loss(
+        CLASS, {"c": logits(0)[rows["c"]]}, {"c": logits(1)[rows["c"]]}, {"c": torch.ones(3).bool()}, 2.0
+    )
+    of_values = (values - told)[:4].square().mean()
+    assert torch.allclose(soft_loss(BOTH, outputs, taught, rows, 2.0), (of_classes + of_values) / 2, atol=1e-12)
+    rows["v"][:] = False
+    assert torch.allclose(soft_loss(BOTH, outputs, taught, rows, 2.0), of_classes, atol=1e-12)
+
+
+def test_a_row_is_labelled_where_it_has_a_class_or_all_its_values() -> None:
+    values = torch.zeros(5, 2)
+    values[1], values[3, 0] = torch.nan, torch.nan
+    rows = labelled(BOTH, {"c": torch.tensor([1, -100, 2, -100, 0]), "v": values})
+    assert rows["c"].tolist() == [True, False, True, False, True]
+    assert rows["v"].tolist() == [True, False, True, False, True]
 
 
 def test_a_class_that_the_teacher_excludes_gives_no_nan() -> None:
     student, teacher = logits(0).requires_grad_(), logits(1)
     teacher[:, 3] = NEVER
-    loss = soft_loss(CLASS, {"c": student}, {"c": teacher}, {"c": torch.zeros(5).long()}, 1.0)
+    loss = soft_loss(CLASS, {"c": student}, {"c": teacher}, ALL, 1.0)
     (slope,) = torch.autograd.grad(loss, student)
     assert loss.isfinite() and slope.isfinite().all() and (slope[:, 3] > 0).all()
