@@ -144,6 +144,7 @@ def _require(library: str, job: Job) -> None:
 SYSTEMS: dict[str, Callable[[Sequence[str]], System]] = {
     "plain": looped(),
     "auto": metarun("parallel=measure"),
+    "eager": metarun("compile=false"),
     "loop": metarun("parallel=loop"),
     "vmap": metarun("parallel=vmap"),
     "compiled": metarun("compile=true"),

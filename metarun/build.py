@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 from metarun.construct import construct, prepared, shown, takes
 from metarun.data.draw.offers import one_size
 from metarun.datasets import loaded
-from metarun.engine.compile import Compiled, check_compiler
+from metarun.engine.compile import check_compiler, traced
 from metarun.engine.device import allow_tf32, pick
 from metarun.engine.room import Room
 from metarun.errors import UserError, one_line
@@ -37,7 +37,7 @@ class Parts:
     data: Data
     test_data: Data
     algo: Callable[[int], Algorithm]  # in force at a step, with the heads that it trains on
-    trained: Callable[[int], MetaGradient]  # the same as it is run: with the network's penalty; compiled if asked for
+    trained: Callable[[int], MetaGradient]  # the same as it is run: with the network's penalty, and as one program
     tested: Callable[[int], Algorithm]  # with the heads that it is tested on
     sampler: Sampler
     val: Exam
@@ -52,7 +52,7 @@ def build(job: Job) -> Parts:
     root, sections = job.root, job.sections
     device = construct(sections["device"], "device", pick)
     allow_tf32(root.precision == "tf32")
-    if root.compile:
+    if root.compile is True:
         check_compiler(device)
     factor, optimizer = _factor(job), _optimizer(job, device)
     data, other = loaded(job, device)
@@ -77,7 +77,7 @@ def build(job: Job) -> Parts:
         data=data,
         test_data=other,
         algo=algo,
-        trained=_trained(algo, net, root.compile),
+        trained=_trained(job, algo, net, device),
         tested=tested,
         sampler=sampler,
         val=val,
@@ -255,15 +255,17 @@ def _balance(job: Job) -> dict[str, Any]:
     return {"balance": fulfilled(construct(section, "balance"), Balance, "balance")} if section else {}
 
 
-def _trained(algo: Callable[[int], Algorithm], net: Net, compiled: bool) -> Callable[[int], MetaGradient]:
+def _trained(
+    job: Job, algo: Callable[[int], Algorithm], net: Net, device: torch.device
+) -> Callable[[int], MetaGradient]:
     """Each phase's algorithm as it is run, made once."""
-    made: dict[int, MetaGradient] = {}
+    root, made = job.root, dict[int, MetaGradient]()
 
     def at(step: int) -> MetaGradient:
         found = algo(step)
         if id(found) not in made:
             whole = Penalty(found, net) if net.penalised else found
-            made[id(found)] = Compiled(whole) if compiled else whole
+            made[id(found)] = traced(whole, root.compile, root.parallel, device, job.team.size)
         return made[id(found)]
 
     return at

@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from metarun import result
 from metarun.build import Parts, build
 from metarun.engine.choice import candidates, fastest, named
+from metarun.engine.compile import Traced
 from metarun.engine.device import keep_freed_memory
 from metarun.engine.lock import locked
 from metarun.engine.mapping import Parallel
@@ -275,9 +276,10 @@ def loop_of(
 def choose(job: Job, parts: Parts, tracker: Tracker, state: State, sample: Any) -> Parallel:
     """How to map tasks: as told, or as measured on the first meta-batch, now or by an earlier run."""
     root, tasks = job.root, len(tree_leaves(sample)[0])
+    unrolled = isinstance(parts.trained(state.step), Traced)
     if root.parallel in ("loop", "vmap"):
-        return named(root.parallel, root.chunk, tasks, root.compile)
-    algo, offered = parts.algo(state.step), candidates(tasks, root.chunk, parts.device, root.compile)
+        return named(root.parallel, root.chunk, tasks, unrolled)
+    algo, offered = parts.algo(state.step), candidates(tasks, root.chunk, parts.device, unrolled)
     settings = {"precision": root.precision, "compile": root.compile, "ranks": job.team.size}
     key = situation(algo, state.params, sample, offered, parts.device, **settings)
     measure = partial(fastest, algo, state.params, sample, offered, parts.device)

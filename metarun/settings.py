@@ -39,7 +39,7 @@ class Root:
     norm_stats: Literal["batch", "support"]
     parallel: Annotated[Literal["auto", "measure", "loop", "vmap"], COMPUTE_ONLY]
     chunk: Annotated[Count | None, COMPUTE_ONLY]
-    compile: Annotated[bool, COMPUTE_ONLY]
+    compile: Annotated[bool | Literal["auto"], COMPUTE_ONLY]
     precision: Literal["fp32", "tf32", "bf16"]
 
 

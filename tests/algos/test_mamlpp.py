@@ -11,7 +11,7 @@ from torch.utils._pytree import tree_map
 
 from metarun.algos.maml import MAML
 from metarun.algos.mamlpp import MAMLPlusPlus
-from metarun.engine.compile import Compiled
+from metarun.engine.compile import Traced
 from metarun.engine.mapping import Parallel
 from metarun.maths.inner import last
 from metarun.maths.net import Net
@@ -121,7 +121,7 @@ def test_a_compiled_step_is_not_frozen_to_one_number_of_a_step(
 ) -> None:
     monkeypatch.setattr(torch, "compile", lambda program, dynamic: program)
     algo = learner(conv_net("batch", "support"))
-    program, slopes = Compiled(algo), []
+    program, slopes = Traced(algo, compiles=True, records=False), []
     for step in (0, ANNEAL // 2, ANNEAL):
         params = at(algo, step)
         found, _ = program.meta_grad(params, episode(), VMAP)

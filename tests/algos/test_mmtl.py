@@ -24,7 +24,7 @@ from metarun.check.gradient import meta_gradient
 from metarun.check.smooth import Smooth
 from metarun.cli import CONF
 from metarun.construct import construct
-from metarun.engine.compile import Compiled
+from metarun.engine.compile import Traced
 from metarun.engine.mapping import Parallel
 from metarun.maths.balanced import balanced, of_heads, weighed
 from metarun.maths.inner import last
@@ -188,7 +188,7 @@ def test_traced_with_weights_of_slopes_in_the_inner_loop_it_computes_the_same_fr
     monkeypatch.setattr(torch, "compile", lambda program, dynamic: program)
     algo, params = learner(PCGrad(), weighs="inner")
     algo = replace(algo, inner_steps=1)
-    program = Compiled(algo)
+    program = Traced(algo, compiles=True, records=False)
     for episode in (tasks(), Episode(*(Batch(1.5 * batch.x, batch.y) for batch in tasks()))):
         assert close(program.meta_grad(params, episode, VMAP)[0], algo.meta_grad(params, episode, VMAP)[0], 1e-12)
     assert len(program.programs) == 1

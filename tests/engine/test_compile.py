@@ -2,17 +2,19 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
 import torch
 
 from metarun.algos.maml import MAML
-from metarun.engine.compile import Compiled, check_compiler
+from metarun.engine.compile import Traced, check_compiler, traced
+from metarun.engine.device import seed_draws
 from metarun.engine.mapping import Parallel
 from metarun.errors import UserError
 from metarun.maths.net import Net
-from metarun.types import Episode
+from metarun.types import Episode, Metrics, Params
 
 
 def test_tracing_changes_no_meta_gradient(
@@ -34,7 +36,7 @@ def test_every_mapping_and_every_number_of_tasks_has_a_program(
 
 def programs_of(found: Any, shapes: list[tuple[int, Parallel]]) -> int:
     """How many programs are made for tasks so many and so mapped, each of which gives what the algorithm gives."""
-    generator, program = torch.Generator().manual_seed(0), Compiled(found.algo)
+    generator, program = torch.Generator().manual_seed(0), Traced(found.algo, compiles=True, records=False)
     for tasks, parallel in shapes:
         sample = found.sampler.gather(found.sampler.draw(tasks, generator))
         slope, metrics = program.meta_grad(found.params, sample, parallel)
@@ -43,6 +45,26 @@ def programs_of(found: Any, shapes: list[tuple[int, Parallel]]) -> int:
         for key, value in expected.items():
             assert torch.allclose(slope[key], value, rtol=1e-9, atol=1e-12), key
     return len(program.programs)
+
+
+def test_a_program_draws_anew_and_by_its_seed(
+    conv_net: Callable[..., Net], episode: Callable[..., Episode], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With dropout: the first call, which traces, the next, and a program of its own find the same of one seed."""
+    monkeypatch.setattr(torch, "compile", lambda program, dynamic: program)
+    algo = MAML(conv_net("batch", "batch", 0.5), 0.1, 1, False, "mean", True, False)
+    params, sample = {n: p.double() for n, p in algo.init(torch.Generator().manual_seed(0)).items()}, episode()
+
+    def losses(*seeds: int) -> list[float]:
+        program, found = Traced(algo, compiles=True, records=False), []
+        for seed in seeds:
+            seed_draws(torch.device("cpu"), seed)
+            found.append(program.meta_grad(params, sample, Parallel("vmap", 2))[1]["loss"].item())
+        return found
+
+    first, again, other = losses(1, 1, 2)
+    assert first == again != other
+    assert losses(2, 1) == [other, first]
 
 
 def test_before_it_compiles_it_says_that_this_takes_time(
@@ -55,11 +77,49 @@ def test_before_it_compiles_it_says_that_this_takes_time(
     told: list[str] = []
     monkeypatch.setattr(torch, "compile", late)
     found = case("maml")
-    program = Compiled(found.algo)
+    program = Traced(found.algo, compiles=True, records=False)
     for _ in range(2):
         program.meta_grad(found.params, found.sample, Parallel("vmap", 3))
     assert told == ["compiling the meta-step (vmap chunk 3): its first run takes a minute or more\n"]
     assert capsys.readouterr().out == ""
+
+
+@dataclass(frozen=True)
+class Asking:
+    """An algorithm that asks for the value of a tensor."""
+
+    def meta_grad(self, params: Params, sample: Any, parallel: Any) -> tuple[Params, Metrics]:
+        return params, {"loss": params["w"].sum() * (2 if params["w"].sum() > 0 else 1)}
+
+
+def test_what_cannot_be_traced_runs_as_it_is_unless_it_was_to_be_compiled(capsys: pytest.CaptureFixture[str]) -> None:
+    params: Params = {"w": torch.ones(2)}
+    found = Traced(Asking(), compiles=False, records=True)
+    assert found.meta_grad(params, (), Parallel("vmap", 1))[1]["loss"] == 4
+    assert "not recorded as a CUDA graph: It appears that you're trying to get value" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"compile=true: It appears .*\. Take compile=false\."):
+        Traced(Asking(), compiles=True, records=False).meta_grad(params, (), Parallel("vmap", 1))
+
+
+@pytest.mark.parametrize(
+    ("compile", "parallel", "device", "ranks", "expected"),
+    [
+        ("auto", "auto", "cpu", 1, None),
+        (False, "auto", "cuda", 1, None),
+        ("auto", "loop", "cuda", 1, None),
+        ("auto", "auto", "cuda", 2, None),
+        ("auto", "vmap", "cuda", 1, (False, True)),
+        (True, "auto", "cuda", 1, (True, True)),
+        (True, "auto", "cuda", 2, (True, False)),
+        (True, "auto", "cpu", 1, (True, False)),
+    ],
+)
+def test_a_meta_step_is_recorded_on_one_gpu_and_compiled_on_demand(
+    compile: bool | str, parallel: str, device: str, ranks: int, expected: tuple[bool, bool] | None
+) -> None:
+    algo = Asking()
+    found = traced(algo, compile, parallel, torch.device(device), ranks)
+    assert found is algo if expected is None else found == Traced(algo, *expected)
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler here")
@@ -67,7 +127,7 @@ def test_compiling_changes_a_meta_gradient_by_rounding_only(linear_net: Net, poi
     algo = MAML(linear_net, 0.1, 1, first_order=False, inner_loss="mean", adapt_norm=True, remat=False)
     params = linear_net.init(torch.Generator().manual_seed(0))
     params = {name: p.double() for name, p in params.items()}
-    slope, _ = Compiled(algo).meta_grad(params, points, Parallel("vmap", 3))
+    slope, _ = Traced(algo, compiles=True, records=False).meta_grad(params, points, Parallel("vmap", 3))
     expected, _ = algo.meta_grad(params, points, Parallel("vmap", 3))
     assert all(torch.allclose(slope[name], value, rtol=1e-9) for name, value in expected.items())
 

@@ -26,7 +26,7 @@ from metarun.backbones.cnn import CNN
 from metarun.construct import construct, target_of
 from metarun.data.draw.source import split_classes
 from metarun.data.images.collection import Collection
-from metarun.engine.compile import Compiled
+from metarun.engine.compile import Traced
 from metarun.engine.mapping import Parallel
 from metarun.engine.ranks import ALONE, Team, join
 from metarun.loop import Loop, Plan
@@ -125,7 +125,7 @@ def trained(name: str, team: Team) -> Params:
     algo, sampler = learner(shared, method)
     params = algo.init(torch.Generator().manual_seed(0))
     if run:
-        algo = Compiled(algo)
+        algo = Traced(algo, compiles=True, records=False)
     if run == ["traced", "plainly"]:
         team = Plainly(team.rank, team.size, team.store)
     rate = 0.02 if shared == "algo" else 0.2  # deep ones make much of rounding

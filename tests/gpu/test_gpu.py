@@ -9,12 +9,17 @@ import pytest
 import torch
 from torch.utils._pytree import tree_leaves, tree_map
 
+from metarun.algos.maml import MAML
 from metarun.build import build
+from metarun.engine.compile import Traced, recorded
+from metarun.engine.device import seed_draws
 from metarun.engine.mapping import Parallel
 from metarun.engine.prefetch import prefetched
 from metarun.evaluate import Exam, evaluate
+from metarun.maths.net import Net
 from metarun.run import fresh_state, loop_of, run
 from metarun.settings import Job
+from metarun.types import Episode, Metrics, Params
 
 pytestmark = [
     pytest.mark.gpu,
@@ -44,6 +49,49 @@ def test_the_meta_gradient_on_cuda_is_that_on_the_cpu(
     there, _ = found.algo.meta_grad(to(CUDA, found.params), to(CUDA, found.sample), parallel)
     here, _ = found.algo.meta_grad(found.params, found.sample, parallel)
     assert close(to(torch.device("cpu"), there), here, 1e-4)
+
+
+def test_a_recorded_meta_gradient_is_that_of_the_algorithm(
+    algo_name: str, case: Callable[..., Any], close: Callable[..., bool], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of two samples; what was found of the first still stands when the second has been replayed."""
+    found, parallel, generator = case(algo_name, "batch"), Parallel("vmap", 3), torch.Generator().manual_seed(0)
+    samples = [to(CUDA, found.sampler.gather(found.sampler.draw(3, generator))) for _ in range(2)]
+    params, program = to(CUDA, found.params), Traced(found.algo, compiles=False, records=True)
+    answers = [program.meta_grad(params, sample, parallel) for sample in samples]
+    for sample, (slope, metrics) in zip(samples, answers, strict=True):
+        expected, scores = found.algo.meta_grad(params, sample, parallel)
+        assert close(slope, expected, 1e-4) and metrics.keys() == scores.keys()
+    assert "not recorded" not in capsys.readouterr().out
+
+
+def test_what_is_recorded_draws_anew_and_by_its_seed(
+    conv_net: Callable[..., Net], episode: Callable[..., Episode]
+) -> None:
+    """With dropout: the first call, which records, the next, and a program of its own find the same of one seed."""
+    algo = MAML(conv_net("batch", "batch", 0.5).to(CUDA), 0.1, 1, False, "mean", True, False)
+    params = {name: p.double() for name, p in algo.init(torch.Generator().manual_seed(0)).items()}
+    params, sample = to(CUDA, params), to(CUDA, episode())
+
+    def losses(*seeds: int) -> list[float]:
+        program, found = Traced(algo, compiles=False, records=True), []
+        for seed in seeds:
+            seed_draws(CUDA, seed)
+            found.append(program.meta_grad(params, sample, Parallel("vmap", 2))[1]["loss"].item())
+        return found
+
+    first, again, other = losses(1, 1, 2)
+    assert first == again != other
+    assert losses(2, 1) == [other, first]
+
+
+def test_what_waits_for_the_device_is_not_recorded(capsys: pytest.CaptureFixture[str]) -> None:
+    def program(params: Params, sample: Any) -> tuple[Params, Metrics]:
+        return params, {"loss": params["w"].nonzero().sum()}
+
+    assert recorded(program, {"w": torch.ones(3, device=CUDA)}, ()) is program
+    assert "the meta-step is not recorded as a CUDA graph" in capsys.readouterr().out
+    assert 0 <= torch.rand(1, device=CUDA).item() < 1
 
 
 @pytest.fixture
