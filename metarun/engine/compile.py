@@ -44,6 +44,8 @@ class Traced:
 
     def _program(self, params: Params, sample: Any, parallel: ParallelMap) -> Program:
         whole: Program = partial(self.algo.meta_grad, parallel=parallel)
+        if not self.compiles:
+            print(f"recording the meta-step ({parallel}): its first run takes some seconds", flush=True)
         try:
             program: Program = make_fx(whole, PRODUCTS if self.records else {})(params, sample)
         except torch.OutOfMemoryError:

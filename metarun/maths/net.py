@@ -110,7 +110,7 @@ class Net:
         """The name and the number of the classes to tell apart; tasks of another kind are refused."""
         name, head = next(iter(self.heads.items()))
         if len(self.heads) > 1 or head.kind != "class":
-            found = " and ".join(f"{name} ({head.kind})" for name, head in self.heads.items())[:120]
+            found = ", ".join(f"{name} ({head.kind})" for name, head in self.heads.items())[:120]
             raise UserError(
                 f"this algorithm tells the classes of one head apart, and these tasks have {found}. "
                 "Take data of one class head, as data=omniglot, or another algorithm, as algo=maml."
@@ -268,4 +268,4 @@ def _sizes(heads: Heads) -> list[tuple[str, str, int]]:
 
 
 def _words(heads: Heads) -> str:
-    return " and ".join(f"{name} ({head.size})" for name, head in heads.items())[:120]
+    return ", ".join(f"{name} ({head.size})" for name, head in heads.items())[:120]
