@@ -48,8 +48,7 @@ def pick(
         if index >= (devices := torch.cuda.device_count()):
             remedy = "" if rank is None else " Each rank takes one: start no more ranks than there are."
             raise UserError(f"device.index={index}: there are {devices} CUDA devices, counted from 0.{remedy}")
-        if rank is not None:
-            torch.cuda.set_device(index)
+        torch.cuda.set_device(index)  # streams and graphs are made on the current one
     return torch.device("cpu" if type == "cpu" else f"{type}:{index}")
 
 

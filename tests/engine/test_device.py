@@ -9,10 +9,13 @@ import torch
 from metarun.engine.device import free_memory, keep_freed_memory, peak_memory_mb, pick, seed_draws
 from metarun.errors import UserError
 
+CURRENT: list[int] = []
+
 
 def have(monkeypatch: pytest.MonkeyPatch, cuda: bool, mps: bool) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: cuda)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2 if cuda else 0)
+    monkeypatch.setattr(torch.cuda, "set_device", CURRENT.append)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
 
@@ -41,7 +44,7 @@ def test_free_memory_of_a_device_counts_what_torch_keeps_for_later(monkeypatch: 
 
 def test_index_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     have(monkeypatch, cuda=True, mps=False)
-    assert str(pick("cuda", 1, None)) == "cuda:1"
+    assert str(pick("cuda", 1, None)) == "cuda:1" and CURRENT[-1] == 1
     with pytest.raises(UserError, match=r"device.index=2: there are 2 CUDA devices, counted from 0"):
         pick("cuda", 2, None)
 
