@@ -49,6 +49,7 @@ def pick(
             remedy = "" if rank is None else " Each rank takes one: start no more ranks than there are."
             raise UserError(f"device.index={index}: there are {devices} CUDA devices, counted from 0.{remedy}")
         torch.cuda.set_device(index)  # streams and graphs are made on the current one
+        torch.backends.cudnn.deterministic = True  # else a slope's last bits differ from run to run
     return torch.device("cpu" if type == "cpu" else f"{type}:{index}")
 
 

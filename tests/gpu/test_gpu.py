@@ -19,6 +19,7 @@ from metarun.evaluate import Exam, evaluate
 from metarun.maths.net import Net
 from metarun.run import fresh_state, loop_of, run
 from metarun.settings import Job
+from metarun.state import State
 from metarun.types import Episode, Metrics, Params
 
 pytestmark = [
@@ -132,7 +133,15 @@ def test_nothing_waits_for_the_device_on_sinusoids(
     check_strictly(job(f"algo={algo}", "device=cuda", "data=sinusoid", *SMALL), Parallel("vmap", 4), tmp_path)
 
 
-def check_strictly(made: Job, parallel: Parallel, folder: Path) -> None:
+def test_the_same_seed_gives_the_same_numbers(
+    job: Callable[..., Job], images: tuple[str, ...], tmp_path: Path, sync_mode: None
+) -> None:
+    made = job("device=cuda", *images, *SMALL)
+    first, second = (check_strictly(made, Parallel("vmap", 2), tmp_path).params for _ in range(2))
+    assert all(p.equal(second[name]) for name, p in first.items())
+
+
+def check_strictly(made: Job, parallel: Parallel, folder: Path) -> State:
     """Trains for some steps in the mode in which CUDA raises where the host would wait."""
     parts = build(made)
     state = fresh_state(made, parts)
@@ -144,6 +153,7 @@ def check_strictly(made: Job, parallel: Parallel, folder: Path) -> None:
     )
     loop.run(state)
     assert state.step == STEPS
+    return state
 
 
 def test_the_same_seed_tests_on_the_same_episodes_on_every_device(
