@@ -70,7 +70,7 @@ def convolution(
     groups: int,
 ) -> Any:
     """`aten.convolution`, or NotImplemented where the one of torch is to do it."""
-    if not _fits(weight, stride, dilation, transposed, groups):
+    if not _fits(weight, dilation, groups):
         return NotImplemented
     rows, kernel, matrix = len(x), weight.shape[2:], _matrix(weight, groups)
     if transposed:
@@ -98,7 +98,7 @@ def convolution_backward(
     wanted: Sequence[bool],
 ) -> Any:
     """`aten.convolution_backward`, or NotImplemented where the one of torch is to do it."""
-    if transposed or not _fits(weight, stride, dilation, transposed, groups):
+    if transposed or not _fits(weight, dilation, groups):
         return NotImplemented
     grid, slope = Grid(x.shape[2:], weight.shape[2:], stride, padding), _by_group(dy, groups)
     return (
@@ -108,10 +108,10 @@ def convolution_backward(
     )
 
 
-def _fits(weight: Tensor, stride: Sequence[int], dilation: Sequence[int], transposed: bool, groups: int) -> bool:
+def _fits(weight: Tensor, dilation: Sequence[int], groups: int) -> bool:
     """Whether this is a convolution of images in groups, and not one of each channel by itself."""
-    outputs = weight.shape[1] if transposed else len(weight) // groups
-    return groups > 1 and outputs > 1 and len(stride) == 2 and all(step == 1 for step in dilation)
+    by_channel = len(weight) == groups and weight.shape[1] == 1
+    return groups > 1 and not by_channel and weight.ndim == 4 and all(step == 1 for step in dilation)
 
 
 def _matrix(weight: Tensor, groups: int) -> Tensor:
