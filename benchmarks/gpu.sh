@@ -17,7 +17,7 @@ failed=0
 
 for part in ${*:-tests throughput compiled resnet convolution recipes}; do
     case $part in
-        tests) timeout 150 "$python" -m pytest -q -m gpu -n 6 tests/gpu tests/balance/test_every_balance.py \
+        tests) timeout 300 "$python" -m pytest -q -m gpu -n 6 tests/gpu tests/balance/test_every_balance.py \
             2>&1 | tee "$out/gpu_tests.txt" ;;
         throughput) timeout 300 "$python" -m benchmarks.throughput --device cuda --workloads W1,W3,W4,W5 \
             --systems plain,auto --repeats 3 --seconds 0.4 --out "$out/cuda_throughput.json" ;;
