@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
+from metarun.engine.device import seed_draws
 from metarun.engine.mapping import Parallel
 from metarun.types import Algorithm, Batch, Episode, MetaGradient, Params, UserError, learned
 
@@ -70,7 +71,15 @@ def check_algorithm(trained: Algorithm, tested: Algorithm, params: Params, episo
     if not _is_params(outputs) or {head: tuple(o.shape) for head, o in outputs.items()} != wanted:
         shapes = ", ".join(f"{head} {list(shape)}" for head, shape in wanted.items())[:200]
         raise _unfit("algo", f"{name}.predict returns {_words(outputs)}", f"Let it return a dict of tensors: {shapes}")
-    _check_meta_gradient(name, trained.meta_grad(params, sample, Parallel("loop", 1)), params)
+    answers = []
+    for _ in range(2):
+        seed_draws(next(iter(params.values())).device, 0)
+        answers.append(trained.meta_grad(params, sample, Parallel("loop", 1)))
+        _check_meta_gradient(name, answers[-1], params)
+    first, second = map(tree_leaves, answers)
+    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True) for a, b in zip(first, second, strict=True)):
+        remedy = "Let what changes from step to step be an entry of θ (now.step, now.lots), or drawn by torch"
+        raise _unfit("algo", f"{name}.meta_grad gives two answers to one question", remedy)
 
 
 def check_sample(algo: MetaGradient, sample: Any, by: str) -> None:

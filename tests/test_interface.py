@@ -16,6 +16,9 @@ from metarun.optim.sam import SAM
 from metarun.types import Algorithm, Balance, Optimizer, Source
 
 HEAD = """
+import random
+
+import torch
 from torch import nn
 
 from metarun.maths.inner import query_grad, sgd
@@ -31,6 +34,12 @@ WHOLE = {
     "meta_grad": """def meta_grad(self, params, episode, parallel):
         return query_grad(self, params, episode, parallel, 1)""",
 }
+SLOPES = "{n: t.clone() for n, t in p.items()}"
+COUNTS = f"""def meta_grad(self, p, e, m):
+        self.calls = getattr(self, "calls", 0) + 1
+        return {SLOPES}, {{"loss": torch.tensor(float(self.calls))}}"""
+DICE = f"def meta_grad(self, p, e, m): return {SLOPES}, {{'loss': torch.tensor(random.random())}}"
+TORCHS = f"def meta_grad(self, p, e, m): return {SLOPES}, {{'loss': torch.rand(())}}"
 
 
 def written(**methods: str) -> None:
@@ -57,6 +66,10 @@ def test_an_algorithm_that_is_one_trains(answer: Callable[..., Any]) -> None:
     assert answer().code == 0
 
 
+def test_an_algorithm_may_draw_by_torch(answer: Callable[..., Any]) -> None:
+    assert answer(meta_grad=TORCHS).code == 0
+
+
 @pytest.mark.parametrize(
     ("methods", "words"),
     [
@@ -71,6 +84,8 @@ def test_an_algorithm_that_is_one_trains(answer: Callable[..., Any]) -> None:
         ({"predict": "def predict(self, fast, x): return x"}, "Own.predict returns a tensor [10, 1]. Let it return"),
         ({"meta_grad": "def meta_grad(self, p, e, m): return p"}, "Own.meta_grad returns a dict of"),
         ({"meta_grad": "def meta_grad(self, p, e, m): return p, {'a': e.query.x.sum()}"}, "one is `loss`"),
+        ({"meta_grad": COUNTS}, "Own.meta_grad gives two answers to one question. Let what changes"),
+        ({"meta_grad": DICE}, "Own.meta_grad gives two answers to one question. Let what changes"),
         ({"meta_grad": "def meta_grad(self, p, e, m): return {'a': e.query.x}, {'loss': e.query.x.sum()}"}, "no slope"),
     ],
 )
