@@ -295,7 +295,7 @@ def test_heads_that_cannot_be_adapted_are_refused_in_one_line() -> None:
     """Those of another number than was trained, and any from no row at all."""
     algo, params = learner(PCGrad())
     other = replace(algo, net=algo.net.testing({"kind": Head("class", 5)}))
-    with pytest.raises(UserError, match=r"^the output layer that this algorithm learns is for kind \(3\) and size"):
+    with pytest.raises(UserError, match=r"^the output layer that this algorithm learns is for kind \(3\), size"):
         last(other.adapt(params, tree_map(lambda t: t[0], tasks().support), 1))
     with pytest.raises(UserError, match=r"^data.shots=0: there is nothing to adapt to.* Give 1 or more, or take "):
         next(algo.adapt(params, Batch(torch.zeros(0, 3), {}), 0))

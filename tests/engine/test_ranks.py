@@ -35,7 +35,7 @@ if os.environ["METARUN_FATE"] == "last":
 @dataclass(frozen=True)
 class Mortal(MAML):
     def meta_grad(self, *args):
-        step = len(calls)  # the first call is a trial, as of every algorithm that is not metarun's own
+        step = len(calls) - 1  # the first two calls are a trial, as of every algorithm that is not metarun's own
         calls.append(1)
         if os.environ.get("RANK") == "1" and os.environ["METARUN_FATE"].startswith(f"{step} "):
             os.kill(os.getpid(), int(os.environ["METARUN_FATE"].split()[1]))
