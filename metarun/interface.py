@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_map
 
 from metarun.engine.device import seed_draws
 from metarun.engine.mapping import Parallel
@@ -76,8 +76,7 @@ def check_algorithm(trained: Algorithm, tested: Algorithm, params: Params, episo
         seed_draws(next(iter(params.values())).device, 0)
         answers.append(trained.meta_grad(params, sample, Parallel("loop", 1)))
         _check_meta_gradient(name, answers[-1], params)
-    first, second = map(tree_leaves, answers)
-    if not all(torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True) for a, b in zip(first, second, strict=True)):
+    if not _alike(*answers):
         remedy = "Let what changes from step to step be an entry of θ (now.step, now.lots), or drawn by torch"
         raise _unfit("algo", f"{name}.meta_grad gives two answers to one question", remedy)
 
@@ -108,6 +107,14 @@ def _check_meta_gradient(name: str, found: Any, params: Params) -> None:
         if key not in found[0] or found[0][key].shape != p.shape:
             what = f"{name}.meta_grad returns no slope of {key} {list(p.shape)}"
             raise _unfit("algo", what, "Let it return one for each learned entry of θ")
+
+
+def _alike(first: Any, second: Any) -> bool:
+    """Whether two trees hold the same tensors, up to rounding."""
+    (one, form), (other, shape) = tree_flatten(first), tree_flatten(second)
+    if form != shape or [t.shape for t in one] != [t.shape for t in other]:
+        return False
+    return all(torch.allclose(a, b, rtol=1e-3, atol=1e-6, equal_nan=True) for a, b in zip(one, other, strict=True))
 
 
 def _is_params(value: Any) -> bool:

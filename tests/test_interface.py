@@ -38,6 +38,9 @@ SLOPES = "{n: t.clone() for n, t in p.items()}"
 COUNTS = f"""def meta_grad(self, p, e, m):
         self.calls = getattr(self, "calls", 0) + 1
         return {SLOPES}, {{"loss": torch.tensor(float(self.calls))}}"""
+GROWS = f"""def meta_grad(self, p, e, m):
+        self.metrics = {{**getattr(self, "metrics", {{}}), len(vars(self)): torch.zeros(())}}
+        return {SLOPES}, {{**self.metrics, "loss": torch.zeros(())}}"""
 DICE = f"def meta_grad(self, p, e, m): return {SLOPES}, {{'loss': torch.tensor(random.random())}}"
 TORCHS = f"def meta_grad(self, p, e, m): return {SLOPES}, {{'loss': torch.rand(())}}"
 
@@ -85,6 +88,7 @@ def test_an_algorithm_may_draw_by_torch(answer: Callable[..., Any]) -> None:
         ({"meta_grad": "def meta_grad(self, p, e, m): return p"}, "Own.meta_grad returns a dict of"),
         ({"meta_grad": "def meta_grad(self, p, e, m): return p, {'a': e.query.x.sum()}"}, "one is `loss`"),
         ({"meta_grad": COUNTS}, "Own.meta_grad gives two answers to one question. Let what changes"),
+        ({"meta_grad": GROWS}, "Own.meta_grad gives two answers to one question. Let what changes"),
         ({"meta_grad": DICE}, "Own.meta_grad gives two answers to one question. Let what changes"),
         ({"meta_grad": "def meta_grad(self, p, e, m): return {'a': e.query.x}, {'loss': e.query.x.sum()}"}, "no slope"),
     ],
