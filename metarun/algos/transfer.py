@@ -43,8 +43,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from metarun.maths import closed_head, new_head, supervised
-from metarun.maths.distil import labelled, soft_loss
-from metarun.maths.losses import judge, loss
+from metarun.maths.distil import soft_loss
+from metarun.maths.losses import judge, labelled, loss
 from metarun.maths.net import Net
 from metarun.maths.source import Pretrained, begun, on_features, told_by, with_teacher
 from metarun.types import (
@@ -159,8 +159,8 @@ class Transfer:
         """The loss of a student, and metrics."""
         assert self._teacher is not None
         hard, metrics = judge(self.net.heads, outputs, batch.y)
-        told, rows = told_by(self._teacher, params, batch), labelled(self.net.heads, batch.y)
-        total = self._mixed(hard, outputs, told, rows)
+        rows = {name: labelled(head, batch.y[name]) for name, head in self.net.heads.items()}
+        total = self._mixed(hard, outputs, told_by(self._teacher, params, batch), rows)
         return total, {**metrics, "loss": total.detach()}
 
     def _mixed(self, hard: Tensor, outputs: Outputs, taught: Outputs, rows: Mapping[str, Tensor]) -> Tensor:
@@ -176,7 +176,7 @@ class Transfer:
 
         def objective(outputs: Outputs, y: Targets) -> Tensor:
             told = {name: y[TAUGHT + name] for name in self.net.heads}
-            rows = {name: known.any().expand_as(known) for name, known in labelled(self.net.heads, y).items()}
+            rows = {n: labelled(head, y[n]).any().expand(len(y[n])) for n, head in self.net.heads.items()}
             return self._mixed(loss(self.net.heads, outputs, y), outputs, told, rows)
 
         return new_head.fit(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from metarun.maths.losses import mean
-from metarun.types import Heads, Outputs, Score, Targets
+from metarun.types import Heads, Outputs, Score
 
 
 def soft_loss(
@@ -33,11 +33,6 @@ def soft_loss(
         rows[name] = counted[name].sum().to(each.dtype)
         losses[name] = each.masked_fill(~counted[name], 0.0).sum() / rows[name].clamp(min=1)
     return mean(Score(losses, rows, {name: {} for name in losses}))[0]
-
-
-def labelled(heads: Heads, y: Targets) -> dict[str, Tensor]:
-    """By head, which rows have a label: [B]."""
-    return {n: ~y[n].isnan().any(-1) if head.kind == "value" else y[n] >= 0 for n, head in heads.items()}
 
 
 def _divergence(student: Tensor, teacher: Tensor, temperature: float) -> Tensor:

@@ -58,18 +58,23 @@ def flat(score: Score) -> Metrics:
     return metrics
 
 
+def labelled(head: Head, y: Tensor) -> Tensor:
+    """Which rows have a target: [B]."""
+    return ~y.isnan().any(-1) if head.kind == "value" else y >= 0
+
+
 def _loss(head: Head, output: Tensor, y: Tensor) -> tuple[Tensor, Tensor | None]:
     """Mean loss over the rows with a target and their number; None where that is every row."""
     if head.kind == "value":
         error = output - y
         if not head.gaps:
             return error.square().mean(), None  # vmap takes F.mse_loss apart in Python
-        known = ~y.isnan().any(-1)
+        known = labelled(head, y)
         error = error.masked_fill(~known[..., None], 0.0)
         return error.square().mean(-1).sum() / known.sum().clamp(min=1), known.sum()
     if not head.gaps:
         return F.cross_entropy(output, y), None
-    known = y >= 0
+    known = labelled(head, y)
     return F.cross_entropy(output, y, reduction="sum") / known.sum().clamp(min=1), known.sum()
 
 

@@ -5,7 +5,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from metarun.maths.distil import labelled, soft_loss
+from metarun.maths.distil import soft_loss
+from metarun.maths.losses import labelled
 from metarun.maths.prototypes import NEVER
 from metarun.types import Head
 
@@ -51,9 +52,8 @@ def test_rows_that_do_not_count_are_nothing_and_heads_count_alike() -> None:
 def test_a_row_is_labelled_where_it_has_a_class_or_all_its_values() -> None:
     values = torch.zeros(5, 2)
     values[1], values[3, 0] = torch.nan, torch.nan
-    rows = labelled(BOTH, {"c": torch.tensor([1, -100, 2, -100, 0]), "v": values})
-    assert rows["c"].tolist() == [True, False, True, False, True]
-    assert rows["v"].tolist() == [True, False, True, False, True]
+    assert labelled(BOTH["c"], torch.tensor([1, -100, 2, -100, 0])).tolist() == [True, False, True, False, True]
+    assert labelled(BOTH["v"], values).tolist() == [True, False, True, False, True]
 
 
 def test_a_class_that_the_teacher_excludes_gives_no_nan() -> None:
